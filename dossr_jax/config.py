@@ -1,0 +1,227 @@
+"""Frozen configurations of the networks and of the diffusion process.
+
+Every network is built from exactly one of these classes, and a saved model carries its
+:class:`DoSSRConfig` as JSON, so that weights and shape never part. This module imports nothing
+of the project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+ETA_NAMES = ("trunc_12", "trunc_13", "trunc_23")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot describe a network; the message names field and remedy."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """SD 2.1 UNet (defaults: SD 2.1-base sizes).
+
+    `attention_levels[i]` says whether level `i` (0 = full resolution) has transformers; None is
+    SD's rule, every level but the last. The middle always has one.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_levels: tuple[bool, ...] | None = None
+    head_dim: int = 64
+    context_dim: int = 1024
+    transformer_depth: int = 1
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if self.attention_levels is None:
+            levels = len(self.channel_mult)
+            object.__setattr__(self, "attention_levels", (True,) * (levels - 1) + (False,))
+        _require(
+            len(self.attention_levels) == len(self.channel_mult),
+            f"attention_levels has {len(self.attention_levels)} entries, "
+            f"channel_mult {len(self.channel_mult)}: give one flag a level",
+        )
+        for mult in self.channel_mult:
+            channels = mult * self.model_channels
+            _require(
+                channels % self.norm_groups == 0 and channels % self.head_dim == 0,
+                f"{channels} channels divide neither into {self.norm_groups} norm groups "
+                f"nor into heads of {self.head_dim}",
+            )
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.model_channels
+
+    @property
+    def downscale(self) -> int:
+        """Factor between the latent and the coarsest level: latent sides are multiples of it."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """SD autoencoder (defaults: SD 2.1). `patch_size` > 1 folds pixels into channels first."""
+
+    in_channels: int = 3
+    z_channels: int = 4
+    base_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    patch_size: int = 1
+    scale_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        for mult in self.channel_mult:
+            _require(
+                mult * self.base_channels % self.norm_groups == 0,
+                f"{mult * self.base_channels} VAE channels do not divide into "
+                f"{self.norm_groups} norm groups",
+            )
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent position spans, per side (8 for SD)."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RRDBConfig:
+    """RRDBNet (defaults: Real-ESRGAN x4plus).
+
+    `scale` 4 feeds the image as it is, 2 and 1 fold 2x2 and 4x4 pixels into channels first; the
+    trunk always enlarges its input 4 times. `upsampler` "nearest" is the published one;
+    "shuffle" makes all sub-pixels at trunk resolution in one convolution and adds the
+    nearest-enlarged input, which is several times faster on a CPU.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    num_features: int = 64
+    num_blocks: int = 23
+    growth: int = 32
+    scale: int = 4
+    upsampler: Literal["nearest", "shuffle"] = "nearest"
+
+    def __post_init__(self) -> None:
+        _require(self.scale in (1, 2, 4), f"RRDBNet scale is 1, 2 or 4, not {self.scale}")
+        _require(
+            self.upsampler in ("nearest", "shuffle"),
+            f"RRDBNet upsampler is 'nearest' or 'shuffle', not {self.upsampler!r}",
+        )
+
+    @property
+    def fold(self) -> int:
+        """Side of the pixel block folded into channels."""
+        return 4 // self.scale
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """OpenCLIP text tower (defaults: ViT-H/14 as SD 2.1 uses it).
+
+    `layers` are stored, the last `skip_layers` of them do not run ("penultimate").
+    """
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    skip_layers: int = 1
+    projection_dim: int = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """Noise schedule ("scaled linear" beta) and shifting sequence; SPEC of both in docs/method.md."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.0120
+    eta: str = "trunc_12"
+
+    def __post_init__(self) -> None:
+        _require(self.eta in ETA_NAMES, f"eta is one of {', '.join(ETA_NAMES)}, not {self.eta!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoSSRConfig:
+    """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
+
+    `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
+    `text` is None where the text tower does not travel with the weights.
+    `context_length` is the number of tokens of the stored prompt embeddings.
+    """
+
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    rrdb: RRDBConfig = RRDBConfig()
+    process: ProcessConfig = ProcessConfig()
+    text: TextConfig | None = None
+    shared_encoder: bool = True
+    context_length: int = 77
+    prompt: str = "clean, high-resolution, 8k"
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.unet.in_channels == self.vae.z_channels == self.unet.out_channels,
+            f"UNet in/out channels {self.unet.in_channels}/{self.unet.out_channels} and latent "
+            f"channels {self.vae.z_channels} differ",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a configuration, JSON-ready but for tuples (JSON makes them lists)."""
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Any) -> str:
+    """JSON text of a configuration; :func:`from_json` is its inverse."""
+    return json.dumps(to_dict(config), sort_keys=True)
+
+
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """Build the frozen dataclass `cls` from a nested mapping; unknown keys raise ConfigError."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    return cls(**{name: _coerce(hints[name], value) for name, value in values.items()})
+
+
+def from_json(cls: type, text: str) -> Any:
+    """Build `cls` from :func:`to_json` text; malformed text raises ConfigError."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"configuration is not JSON: {error}") from error
+    _require(isinstance(values, dict), "configuration is not a JSON object")
+    return from_dict(cls, values)
+
+
+def _coerce(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return value

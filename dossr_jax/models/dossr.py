@@ -1,0 +1,92 @@
+"""The whole model as one module: pre-restorer, autoencoder, UNet and ControlNet."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dossr_jax.config import DoSSRConfig
+from dossr_jax.models.controlnet import ControlNet
+from dossr_jax.models.layers import Dtype
+from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax.models.text_encoder import TextEncoder
+from dossr_jax.models.unet import UNet
+from dossr_jax.models.vae import VAE, VAEEncoder, posterior_mode, posterior_sample
+
+
+class DoSSR(nnx.Module):
+    """DoSSR's networks and the embeddings of its two stored prompts.
+
+    Attributes `context` and `negative_context`, (context_length, context_dim) each, are the
+    embeddings of config.prompt and config.negative_prompt.
+    """
+
+    def __init__(
+        self,
+        config: DoSSRConfig,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.unet = UNet(config.unet, remat=remat, **options)
+        self.control = ControlNet(config.unet, remat=remat, **options)
+        self.vae = VAE(config.vae, **options)
+        # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
+        self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
+        self.rrdb = RRDBNet(config.rrdb, **options)
+        self.text = None if config.text is None else TextEncoder(config.text, **options)
+        shape = (config.context_length, config.unet.context_dim)
+        self.context = nnx.Param(jnp.zeros(shape, param_dtype))
+        self.negative_context = nnx.Param(jnp.zeros(shape, param_dtype))
+
+    def pre_restore(self, lr: Array) -> Array:
+        """Low-resolution image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3) in [0, 1]."""
+        return jnp.clip(self.rrdb(lr), 0, 1)
+
+    def encode(self, image: Array) -> tuple[Array, Array]:
+        """Posterior moments of an image in [0, 1], and those that give the hint.
+
+        Returns:
+          Two arrays (b, h/f, w/f, 2 z); the same one twice where the encoders are shared.
+        """
+        image = 2 * image - 1
+        moments = self.vae.encode(image)
+        hint = moments if self.hint_encoder is None else self.hint_encoder(image)
+        return moments, hint
+
+    def latents(self, moments: Array, noise: Array | None = None) -> Array:
+        """Scaled latents: a posterior sample with the given noise, or the mode without."""
+        z = posterior_mode(moments) if noise is None else posterior_sample(moments, noise)
+        return z * self.config.vae.scale_factor
+
+    def predict_noise(
+        self,
+        x: Array,
+        t: Array,
+        context: Array,
+        hint: Array | None,
+        *,
+        strength: Array | float = 1.0,
+    ) -> Array:
+        """Noise prediction e(x_t, t, context, hint).
+
+        Args:
+          x, hint: (b, h, w, z); hint None leaves the ControlNet out.
+          t: (b,). context: (b, m, context_dim).
+          strength: factor on the ControlNet's residuals, a number or one a residual.
+        """
+        if hint is None:
+            return self.unet(x, t, context)
+        residuals = self.control(x, hint, t, context)
+        factors = jnp.broadcast_to(jnp.asarray(strength, x.dtype), (len(residuals),))
+        control = [r * f.astype(r.dtype) for r, f in zip(residuals, factors, strict=True)]
+        return self.unet(x, t, context, control)
+
+    def decode(self, latents: Array) -> Array:
+        """Scaled latents -> image (b, f h, f w, 3), about [0, 1], not clipped."""
+        return (self.vae.decode(latents / self.config.vae.scale_factor) + 1) / 2

@@ -1,0 +1,149 @@
+"""Layers shared by the networks: norms, residual blocks, attention, resampling.
+
+All images are NHWC. `dtype` is the dtype of the arithmetic, `param_dtype` that of the stored
+parameters. Norm statistics are taken in float32 at least, in float64 when computing in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+Dtype = Any
+
+
+class Factory:
+    """Builds layers that share dtypes and random streams, so that call sites name shapes only."""
+
+    def __init__(self, *, dtype: Dtype, param_dtype: Dtype, rngs: nnx.Rngs):
+        self.options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+
+    def conv(self, c_in: int, c_out: int, size: int = 3, *, stride: int = 1) -> nnx.Conv:
+        """Square convolution with symmetric zero padding `size // 2`, as PyTorch's padding=1."""
+        pad = size // 2
+        return nnx.Conv(
+            c_in,
+            c_out,
+            (size, size),
+            strides=stride,
+            padding=((pad, pad), (pad, pad)),
+            **self.options,
+        )
+
+    def zero_conv(self, c_in: int, c_out: int) -> nnx.Conv:
+        """1x1 convolution that starts at zero (ControlNet)."""
+        zeros = nnx.initializers.zeros_init()
+        return nnx.Conv(c_in, c_out, (1, 1), kernel_init=zeros, bias_init=zeros, **self.options)
+
+    def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> nnx.Linear:
+        return nnx.Linear(d_in, d_out, use_bias=bias, **self.options)
+
+    def group_norm(self, channels: int, groups: int, epsilon: float) -> nnx.GroupNorm:
+        # The fast variance, E[x^2] - E[x]^2, cancels and can come out negative.
+        return nnx.GroupNorm(
+            channels, groups, epsilon=epsilon, use_fast_variance=False, **self.options
+        )
+
+    def layer_norm(self, channels: int) -> nnx.LayerNorm:
+        # PyTorch's default epsilon; nnx's is 1e-6.
+        return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, **self.options)
+
+
+def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
+    """Scaled dot-product attention, scale 1/sqrt(d).
+
+    Args:
+      q: (b, n, heads, d). k, v: (b, m, heads, d).
+      causal: position i sees positions <= i only.
+
+    Returns:
+      (b, n, heads, d) in the dtype of q.
+    """
+    if q.dtype == jnp.float64:
+        # jax.nn.dot_product_attention takes its softmax in float32 whatever it is given.
+        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
+        if causal:
+            mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+            logits = jnp.where(mask, logits, -jnp.inf)
+        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits, axis=-1), v)
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, implementation=_attention_implementation(q, k)
+    )
+
+
+def _attention_implementation(q: Array, k: Array) -> str | None:
+    # cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8 and even lengths.
+    fits = (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] <= 128
+        and q.shape[-1] % 8 == 0
+        and q.shape[1] % 2 == 0
+        and k.shape[1] % 2 == 0
+    )
+    return "cudnn" if fits else None
+
+
+def nearest_x2(x: Array) -> Array:
+    """Nearest-neighbour enlargement (b, h, w, c) -> (b, 2h, 2w, c)."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """(b, h, w, c) -> (b, h/block, w/block, c block^2), channels ordered as (c, row, column).
+
+    That is the order of PyTorch's pixel_unshuffle, so that converted weights fit.
+    """
+    if block == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // block, w // block, c * block**2)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+    """Inverse of :func:`space_to_depth`; PyTorch's pixel_shuffle."""
+    if block == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, c // block**2, block, block)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * block, w * block, c // block**2)
+
+
+class ResBlock(nnx.Module):
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut.
+
+    `time_dim` None leaves the time projection out (VAE). `epsilon` is 1e-5 in the UNet and 1e-6
+    in the VAE.
+    """
+
+    def __init__(
+        self,
+        make: Factory,
+        c_in: int,
+        c_out: int,
+        *,
+        groups: int,
+        epsilon: float,
+        time_dim: int | None = None,
+    ):
+        self.norm1 = make.group_norm(c_in, groups, epsilon)
+        self.conv1 = make.conv(c_in, c_out)
+        self.time = None if time_dim is None else make.linear(time_dim, c_out)
+        self.norm2 = make.group_norm(c_out, groups, epsilon)
+        self.conv2 = make.conv(c_out, c_out)
+        self.shortcut = None if c_in == c_out else make.conv(c_in, c_out, 1)
+
+    def __call__(self, x: Array, temb: Array | None = None) -> Array:
+        """x (b, h, w, c_in), temb (b, time_dim) -> (b, h, w, c_out)."""
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if self.time is not None:
+            h = h + self.time(jax.nn.silu(temb))[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.shortcut is None else self.shortcut(x))

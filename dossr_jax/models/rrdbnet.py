@@ -1,0 +1,99 @@
+"""RRDBNet, the pre-restorer (ESRGAN, Real-ESRGAN, BSRGAN, LDL share it)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dossr_jax.config import RRDBConfig
+from dossr_jax.models.layers import Dtype, Factory, depth_to_space, nearest_x2, space_to_depth
+
+_SLOPE = 0.2
+_RESIDUAL_SCALE = 0.2
+_UPSCALE = 4
+
+
+def _lrelu(x: Array) -> Array:
+    return jax.nn.leaky_relu(x, _SLOPE)
+
+
+class DenseBlock(nnx.Module):
+    """Five convolutions, each seeing all earlier outputs; residual scaled by 0.2."""
+
+    def __init__(self, make: Factory, features: int, growth: int):
+        self.convs = nnx.List(
+            make.conv(features + i * growth, growth if i < 4 else features) for i in range(5)
+        )
+
+    def __call__(self, x: Array) -> Array:
+        *hidden, last = self.convs
+        h = x
+        for conv in hidden:
+            h = jnp.concatenate([h, _lrelu(conv(h))], axis=-1)
+        return x + _RESIDUAL_SCALE * last(h)
+
+
+class RRDB(nnx.Module):
+    """Three dense blocks; residual scaled by 0.2."""
+
+    def __init__(self, make: Factory, features: int, growth: int):
+        self.dense = nnx.List(DenseBlock(make, features, growth) for _ in range(3))
+
+    def __call__(self, x: Array) -> Array:
+        h = x
+        for block in self.dense:
+            h = block(h)
+        return x + _RESIDUAL_SCALE * h
+
+
+class RRDBNet(nnx.Module):
+    """Image (b, h, w, 3) in [0, 1] -> (b, scale h, scale w, 3), about [0, 1], not clipped.
+
+    h and w are multiples of config.fold.
+    """
+
+    def __init__(
+        self,
+        config: RRDBConfig,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.dtype = dtype
+        self.config = config
+        features = config.num_features
+        self.conv_first = make.conv(config.in_channels * config.fold**2, features)
+        self.body = nnx.List(
+            RRDB(make, features, config.growth) for _ in range(config.num_blocks)
+        )
+        self.conv_body = make.conv(features, features)
+        if config.upsampler == "nearest":
+            self.conv_up1 = make.conv(features, features)
+            self.conv_up2 = make.conv(features, features)
+            self.conv_hr = make.conv(features, features)
+            self.conv_last = make.conv(features, config.out_channels)
+        else:
+            self.conv_hr = make.conv(features, features)
+            self.conv_last = make.conv(features, config.out_channels * _UPSCALE**2)
+
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(self.dtype)
+        h = self.conv_first(space_to_depth(x, self.config.fold))
+        trunk = h
+        for block in self.body:
+            trunk = block(trunk)
+        h = h + self.conv_body(trunk)
+        if self.config.upsampler == "nearest":
+            h = _lrelu(self.conv_up1(nearest_x2(h)))
+            h = _lrelu(self.conv_up2(nearest_x2(h)))
+            return self.conv_last(_lrelu(self.conv_hr(h)))
+        detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), _UPSCALE)
+        return detail + _enlarge(x, self.config.scale)
+
+
+def _enlarge(x: Array, scale: int) -> Array:
+    return jnp.repeat(jnp.repeat(x, scale, axis=1), scale, axis=2)
