@@ -149,7 +149,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """Noise schedule ("scaled linear" beta) and shifting sequence; SPEC of both in docs/method.md."""
+    """Noise schedule ("scaled linear" beta) and shifting sequence (docs/method.md)."""
 
     timesteps: int = 1000
     beta_start: float = 0.00085
@@ -225,3 +225,48 @@ def _coerce(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(value)
     return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """One shape of training batch: `batch` squares of side `size`.
+
+    `size` counts LR pixels in the image stages and latent positions in the others. The shape
+    takes part once `start` of the steps are done; every step draws one of those that do.
+    """
+
+    size: int
+    batch: int
+    start: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run of one stage; the optimiser is AdamW, warm-up, then a cosine to zero.
+
+    `crops` is how many crops of the bank a latent stage encodes beforehand. `minutes`, where
+    given, replaces `steps` by as many as fit into that time. `times` is which t the DoSSR stage
+    draws from: "all" T as published, or the first t1 alone, which are all that a sampler visits.
+    """
+
+    stage: Literal["rrdb", "vae", "prior", "dossr"]
+    model: DoSSRConfig
+    windows: tuple[Window, ...]
+    steps: int = 10_000
+    minutes: float | None = None
+    learning_rate: float = 1e-4
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = 0.995
+    kl_weight: float = 3e-4
+    times: Literal["all", "visited"] = "all"
+    crops: int = 1400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            any(window.start == 0 for window in self.windows),
+            "no window starts at 0: the first step has no batch shape",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -45,8 +46,15 @@ class DoSSR(nnx.Module):
         self.negative_context = nnx.Param(jnp.zeros(shape, param_dtype))
 
     def pre_restore(self, lr: Array) -> Array:
-        """Low-resolution image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3) in [0, 1]."""
-        return jnp.clip(self.rrdb(lr), 0, 1)
+        """Low-resolution image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3) in [0, 1].
+
+        A pre-restorer that enlarges less than four times is followed by bicubic enlargement.
+        """
+        restored = self.rrdb(lr)
+        b, h, w, _ = lr.shape
+        if self.config.rrdb.scale != 4:
+            restored = jax.image.resize(restored, (b, 4 * h, 4 * w, 3), "cubic")
+        return jnp.clip(restored, 0, 1)
 
     def encode(self, image: Array) -> tuple[Array, Array]:
         """Posterior moments of an image in [0, 1], and those that give the hint.

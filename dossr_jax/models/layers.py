@@ -63,16 +63,46 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
     Returns:
       (b, n, heads, d) in the dtype of q.
     """
-    if q.dtype == jnp.float64:
-        # jax.nn.dot_product_attention takes its softmax in float32 whatever it is given.
-        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
-        if causal:
-            mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-            logits = jnp.where(mask, logits, -jnp.inf)
-        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits, axis=-1), v)
+    if q.dtype == jnp.float64 or jax.default_backend() == "cpu":
+        return _plain_attention(q, k, v, causal=causal)
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, implementation=_attention_implementation(q, k)
     )
+
+
+# Logits that fit a core's cache; more of them are computed block by block.
+_BLOCK_LOGITS = 2**19
+
+
+def _plain_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
+    """:func:`attention` in matrix products, softmax in float32 at least.
+
+    jax.nn.dot_product_attention takes its softmax in float32 even in float64, and on a CPU writes
+    out all logits: at 4096 positions it needs six times as long as this.
+    """
+    b, n, heads, d = q.shape
+    compute = jnp.promote_types(q.dtype, jnp.float32)
+    q, k, v = (jnp.swapaxes(a, 1, 2).reshape(b * heads, -1, d) for a in (q, k, v))
+
+    def rows(q: Array, k: Array, v: Array) -> Array:
+        logits = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=compute)
+        logits = logits * d**-0.5
+        if causal:
+            logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
+        return jax.nn.softmax(logits, axis=-1).astype(v.dtype) @ v
+
+    blocks = 1 if causal else -(-n * k.shape[1] // _BLOCK_LOGITS)
+    if blocks == 1:
+        out = rows(q, k, v)
+    else:
+        length = -(-n // blocks)
+        q = jnp.pad(q, ((0, 0), (0, blocks * length - n), (0, 0)))
+        q = q.reshape(b * heads * blocks, length, d)
+        out = jax.lax.map(
+            lambda i: rows(q[i], k[i // blocks], v[i // blocks]), jnp.arange(b * heads * blocks)
+        )
+        out = out.reshape(b * heads, blocks * length, d)[:, :n]
+    return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
 def _attention_implementation(q: Array, k: Array) -> str | None:

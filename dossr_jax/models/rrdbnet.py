@@ -67,9 +67,7 @@ class RRDBNet(nnx.Module):
         self.config = config
         features = config.num_features
         self.conv_first = make.conv(config.in_channels * config.fold**2, features)
-        self.body = nnx.List(
-            RRDB(make, features, config.growth) for _ in range(config.num_blocks)
-        )
+        self.body = nnx.List(RRDB(make, features, config.growth) for _ in range(config.num_blocks))
         self.conv_body = make.conv(features, features)
         if config.upsampler == "nearest":
             self.conv_up1 = make.conv(features, features)

@@ -23,7 +23,7 @@ def timestep_embedding(t: Array, dim: int, dtype: Dtype) -> Array:
     compute = jnp.promote_types(dtype, jnp.float32)
     half = dim // 2
     frequencies = jnp.exp(-math.log(_MAX_PERIOD) / half * jnp.arange(half, dtype=compute))
-    angles = t.astype(compute)[:, None] * frequencies
+    angles = t.astype(compute)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1).astype(dtype)
 
 
@@ -112,9 +112,7 @@ class SpatialTransformer(nnx.Module):
 class Stage(nnx.Module):
     """A residual block, followed by a transformer where the level has them."""
 
-    def __init__(
-        self, make: Factory, c_in: int, c_out: int, config: UNetConfig, *, attend: bool
-    ):
+    def __init__(self, make: Factory, c_in: int, c_out: int, config: UNetConfig, *, attend: bool):
         self.res = ResBlock(
             make,
             c_in,
@@ -212,9 +210,7 @@ class Encoder(nnx.Module):
         )
         self.mid = Mid(make, widths[-1], config)
 
-    def __call__(
-        self, x: Array, t: Array, context: Array
-    ) -> tuple[list[Array], Array, Array]:
+    def __call__(self, x: Array, t: Array, context: Array) -> tuple[list[Array], Array, Array]:
         """-> (outputs of the encoder in order, output of the middle, time embedding)."""
         temb = self.time(t)
         h = self.conv_in(x)
@@ -229,9 +225,7 @@ class Encoder(nnx.Module):
         return skips, run_stage(self.mid, h, temb, context, remat=self.remat), temb
 
 
-def run_stage(
-    stage: Stage | Mid, h: Array, temb: Array, context: Array, *, remat: bool
-) -> Array:
+def run_stage(stage: Stage | Mid, h: Array, temb: Array, context: Array, *, remat: bool) -> Array:
     """Call a stage, under rematerialisation if wanted."""
     if not remat:
         return stage(h, temb, context)

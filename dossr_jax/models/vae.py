@@ -55,7 +55,13 @@ class Level(nnx.Module):
     """Residual blocks of one resolution and the convolution to the next, if there is one."""
 
     def __init__(
-        self, make: Factory, c_in: int, c_out: int, blocks: int, groups: int, resample: nnx.Conv | None
+        self,
+        make: Factory,
+        c_in: int,
+        c_out: int,
+        blocks: int,
+        groups: int,
+        resample: nnx.Conv | None,
     ):
         self.blocks = nnx.List(
             ResBlock(make, c_in if i == 0 else c_out, c_out, groups=groups, epsilon=_EPSILON)
@@ -192,12 +198,18 @@ class VAE(nnx.Module):
         return self.decoder(z)
 
 
+def posterior(moments: Array) -> tuple[Array, Array]:
+    """Mean and log variance, clipped to [-30, 20], that the moments (..., 2 z) describe."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(logvar, *_LOGVAR_RANGE)
+
+
 def posterior_mode(moments: Array) -> Array:
     """Mean of the posterior that the moments (..., 2 z) describe: (..., z)."""
-    return jnp.split(moments, 2, axis=-1)[0]
+    return posterior(moments)[0]
 
 
 def posterior_sample(moments: Array, noise: Array) -> Array:
     """Sample of the posterior with the given standard normal noise (..., z)."""
-    mean, logvar = jnp.split(moments, 2, axis=-1)
-    return mean + jnp.exp(0.5 * jnp.clip(logvar, *_LOGVAR_RANGE)) * noise
+    mean, logvar = posterior(moments)
+    return mean + jnp.exp(0.5 * logvar) * noise

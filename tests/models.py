@@ -1,0 +1,48 @@
+"""Models small enough for tests, of the same code as the large ones."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from dossr_jax import weights
+from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
+from dossr_jax.models.dossr import DoSSR
+
+TINY = DoSSRConfig(
+    unet=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_levels=(False, True),
+        head_dim=8,
+        context_dim=8,
+        norm_groups=8,
+    ),
+    vae=VAEConfig(
+        z_channels=4,
+        base_channels=16,
+        channel_mult=(1, 1),
+        num_res_blocks=1,
+        norm_groups=8,
+        patch_size=4,
+    ),
+    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
+    context_length=2,
+)
+
+
+def tiny_model(seed: int = 0) -> DoSSR:
+    """A random model in which every layer, the zero-initialised ones too, contributes."""
+    rng = np.random.default_rng(seed)
+    model = weights.abstract_model(TINY, dtype=jnp.float32, param_dtype=jnp.float32)
+    shapes = {name: param.shape for name, param in weights.names_and_params(model)}
+
+    def draw(name: str) -> np.ndarray:
+        shape = shapes[name]
+        if name.endswith("scale"):
+            return 1 + 0.1 * rng.normal(size=shape)
+        return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1], initial=1)) * 0.7
+
+    weights.fill(model, draw, set(shapes), "random")
+    return model

@@ -1,0 +1,205 @@
+"""Laws of restoration: exact sizes, no needless compiles, results of content and seed alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from models import tiny_model
+
+from dossr_jax import restore as restore_module
+from dossr_jax.errors import UserError
+from dossr_jax.pipeline import MAX_STEPS, Settings, Upscaler
+from dossr_jax.restore import restore
+
+TILE = 128  # pixels of the fourfold image: tiles of 32 input pixels
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth random colours with some noise, uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 16
+    waves = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform(0, 3, (3, 3))]
+    return np.uint8(
+        np.clip(128 + 90 * np.stack(waves, -1) + 8 * rng.normal(size=(height, width, 3)), 0, 255)
+    )
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> Upscaler:
+    return Upscaler(tiny_model(), tile=TILE, devices=jax.devices()[:1])
+
+
+def assert_same_picture(a: np.ndarray, b: np.ndarray) -> None:
+    """At most one level apart, 99.9 % of the values equal: float rounding, nothing else."""
+    assert a.shape == b.shape
+    difference = np.abs(a.astype(int) - b)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 65), (70, 21)])
+@pytest.mark.parametrize("scale", [0.3, 1, 2, 2.5, 4, 8])
+def test_size_is_round_of_scale_times_size(upscaler, size, scale):
+    result = upscaler.restore(picture(*size), scale=scale, steps=1)
+    expected = tuple(max(1, round(scale * side)) for side in size)
+    assert result.shape == (*expected, 3) and result.dtype == np.uint8
+
+
+def test_settings_and_sizes_within_a_bucket_share_one_program(upscaler):
+    upscaler.restore(picture(20, 30), steps=2)
+    compiled = restore._cache_size()
+    for size, settings in {
+        (20, 30): {"steps": 7, "order": 1, "solver": "ode"},
+        (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5},
+        (17, 18): {"scale": 2.5, "start": "noise", "grid": "log_lambda"},
+        (31, 19): {"prompt": "", "negative_prompt": "clean, high-resolution, 8k"},
+    }.items():
+        upscaler.restore(picture(*size), **settings)
+    assert restore._cache_size() == compiled
+    upscaler.restore(picture(20, 30), cfg_scale=1.5)
+    guided = restore._cache_size()
+    upscaler.restore(picture(20, 30), cfg_scale=3.0)
+    assert restore._cache_size() == guided == compiled + 1
+
+
+def test_large_images_of_one_bucket_share_one_program(upscaler):
+    upscaler.restore(picture(33, 48), steps=1)
+    compiled = restore._cache_size()
+    upscaler.restore(picture(40, 41), steps=1)
+    upscaler.restore(picture(47, 35, seed=3), steps=3, seed=9)
+    assert restore._cache_size() == compiled
+
+
+@pytest.mark.parametrize("sizes", [[(30, 20), (9, 32), (25, 25)], [(40, 33), (36, 48), (20, 40)]])
+def test_neighbours_in_a_batch_change_nothing(upscaler, sizes):
+    images = [picture(*size, seed=i) for i, size in enumerate(sizes)]
+    together = upscaler.restore(images, batch_size=4, seed=3)
+    for image, result in zip(images, together, strict=True):
+        assert_same_picture(upscaler.restore(image, seed=3), result)
+
+
+def test_result_depends_on_the_seed_and_repeats_with_it(upscaler):
+    image = picture(24, 24)
+    first, again, other = (upscaler.restore(image, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    both = upscaler.restore([image, image], seed=[1, 2], batch_size=2)
+    assert_same_picture(both[0], first)
+    assert_same_picture(both[1], other)
+
+
+def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
+    """Where no network looks beyond a position, tiling is exact: nothing is lost or doubled."""
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "encode", lambda self, x: (_pool(x, 8), _pool(x, 8)))
+    monkeypatch.setattr(type(model), "decode", lambda self, z: _spread(z[..., :3], 8))
+    monkeypatch.setattr(type(model), "pre_restore", lambda self, x: _spread(x, 4))
+    monkeypatch.setattr(
+        type(model), "predict_noise", lambda self, x, t, c, hint, strength: 0.3 * x + hint
+    )
+    restore_module.restore.clear_cache()
+    image = picture(60, 75)
+    settings = {"color_fix": "none", "steps": 3}
+    whole = Upscaler(model, tile=0, devices=jax.devices()[:1]).restore(image, **settings)
+    tiled = Upscaler(model, tile=TILE, devices=jax.devices()[:1]).restore(image, **settings)
+    restore_module.restore.clear_cache()
+    assert whole.std() > 1
+    assert_same_picture(whole, tiled)
+
+
+def _pool(x, f):
+    b, h, w, c = x.shape
+    z = x.reshape(b, h // f, f, w // f, f, c).mean((2, 4))
+    mean = jax.numpy.concatenate([z, z[..., :1]], -1)
+    return jax.numpy.concatenate([mean, 0 * mean - 4], -1)
+
+
+def _spread(z, f):
+    return jax.numpy.repeat(jax.numpy.repeat(z, f, 1), f, 2)
+
+
+def test_knobs_do_what_they_say(upscaler):
+    image = picture(32, 32)
+    settings = {"steps": 4, "color_fix": "none"}
+    free = upscaler.restore(image, **settings).astype(int)
+    bound = upscaler.restore(image, fidelity=1.0, **settings).astype(int)
+    half = upscaler.restore(image, fidelity=0.5, **settings).astype(int)
+    assert np.abs(half - bound).mean() < np.abs(free - bound).mean()
+    for changed in ({"strength": 0.2}, {"cfg_scale": 4.0}, {"prompt": ""}, {"start": "noise"}):
+        assert np.abs(upscaler.restore(image, **settings, **changed) - free).max() > 0, changed
+
+
+def test_guidance_of_scale_one_is_no_guidance(upscaler):
+    image = picture(16, 16)
+    plain = upscaler.restore(image)
+    assert_same_picture(upscaler.restore(image, cfg_scale=1.0 + 1e-7), plain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"steps": MAX_STEPS + 1},
+        {"order": 4},
+        {"scale": 0},
+        {"scale": float("nan")},
+        {"fidelity": 1.5},
+        {"batch_size": 0},
+        {"solver": "euler"},
+        {"color_fix": "hue"},
+    ],
+)
+def test_impossible_settings_are_one_line(settings):
+    with pytest.raises(UserError) as error:
+        Settings(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_free_prompt_needs_a_text_encoder(upscaler):
+    with pytest.raises(UserError, match="carries no text encoder"):
+        upscaler.restore(picture(8, 8), prompt="a cat")
+
+
+def test_float_images_are_taken_as_unit_range(upscaler):
+    image = picture(12, 12)
+    np.testing.assert_array_equal(
+        upscaler.restore(image), upscaler.restore((image / 255).astype(np.float32))
+    )
+
+
+_FOUR_DEVICES = """
+import jax, numpy as np, sys
+sys.path.insert(0, {tests!r})
+from models import tiny_model
+from test_pipeline import TILE, picture, assert_same_picture
+from dossr_jax.pipeline import Upscaler
+assert len(jax.devices()) == 4
+model = tiny_model()
+one = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
+four = Upscaler(model, tile=TILE)
+for size in [(20, 30), (40, 60)]:
+    image = picture(*size)
+    alone = one.restore(image, seed=7)
+    assert_same_picture(alone, four.restore(image, seed=7))
+    batch = [picture(*size, seed=i) for i in range(3)]
+    assert_same_picture(alone, four.restore([*batch, image], seed=7, batch_size=4)[-1])
+print("same")
+"""
+
+
+def test_the_number_of_devices_changes_nothing():
+    tests = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, "-c", _FOUR_DEVICES.format(tests=str(tests))],
+        env={
+            **__import__("os").environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip().endswith("same"), run.stderr[-2000:]
