@@ -107,7 +107,8 @@ class RRDBConfig:
     `scale` 4 feeds the image as it is, 2 and 1 fold 2x2 and 4x4 pixels into channels first; the
     trunk always enlarges its input 4 times. `upsampler` "nearest" is the published one;
     "shuffle" makes all sub-pixels at trunk resolution in one convolution and adds the
-    nearest-enlarged input, which is several times faster on a CPU.
+    nearest-enlarged input, which is several times faster on a CPU. With it, `patch_size` folds
+    that many more pixels a side into channels.
     """
 
     in_channels: int = 3
@@ -117,8 +118,13 @@ class RRDBConfig:
     growth: int = 32
     scale: int = 4
     upsampler: Literal["nearest", "shuffle"] = "nearest"
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
+        _require(
+            self.patch_size == 1 or self.upsampler == "shuffle",
+            f"RRDBNet patch_size {self.patch_size} needs the 'shuffle' upsampler",
+        )
         _require(self.scale in (1, 2, 4), f"RRDBNet scale is 1, 2 or 4, not {self.scale}")
         _require(
             self.upsampler in ("nearest", "shuffle"),
@@ -128,7 +134,7 @@ class RRDBConfig:
     @property
     def fold(self) -> int:
         """Side of the pixel block folded into channels."""
-        return 4 // self.scale
+        return 4 // self.scale * self.patch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,9 @@ class Factory:
     def __init__(self, *, dtype: Dtype, param_dtype: Dtype, rngs: nnx.Rngs):
         self.options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
-    def conv(self, c_in: int, c_out: int, size: int = 3, *, stride: int = 1) -> nnx.Conv:
+    def conv(
+        self, c_in: int, c_out: int, size: int = 3, *, stride: int = 1, **options: Any
+    ) -> nnx.Conv:
         """Square convolution with symmetric zero padding `size // 2`, as PyTorch's padding=1."""
         pad = size // 2
         return nnx.Conv(
@@ -32,12 +34,12 @@ class Factory:
             strides=stride,
             padding=((pad, pad), (pad, pad)),
             **self.options,
+            **options,
         )
 
-    def zero_conv(self, c_in: int, c_out: int) -> nnx.Conv:
-        """1x1 convolution that starts at zero (ControlNet)."""
-        zeros = nnx.initializers.zeros_init()
-        return nnx.Conv(c_in, c_out, (1, 1), kernel_init=zeros, bias_init=zeros, **self.options)
+    def zero_conv(self, c_in: int, c_out: int, size: int = 1) -> nnx.Conv:
+        """Convolution that starts at zero, so that what it feeds starts without it."""
+        return self.conv(c_in, c_out, size, kernel_init=nnx.initializers.zeros_init())
 
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> nnx.Linear:
         return nnx.Linear(d_in, d_out, use_bias=bias, **self.options)

@@ -76,7 +76,8 @@ class RRDBNet(nnx.Module):
             self.conv_last = make.conv(features, config.out_channels)
         else:
             self.conv_hr = make.conv(features, features)
-            self.conv_last = make.conv(features, config.out_channels * _UPSCALE**2)
+            side = _UPSCALE * config.patch_size
+            self.conv_last = make.zero_conv(features, config.out_channels * side**2, 3)
 
     def __call__(self, x: Array) -> Array:
         x = x.astype(self.dtype)
@@ -89,9 +90,7 @@ class RRDBNet(nnx.Module):
             h = _lrelu(self.conv_up1(nearest_x2(h)))
             h = _lrelu(self.conv_up2(nearest_x2(h)))
             return self.conv_last(_lrelu(self.conv_hr(h)))
-        detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), _UPSCALE)
-        return detail + _enlarge(x, self.config.scale)
-
-
-def _enlarge(x: Array, scale: int) -> Array:
-    return jnp.repeat(jnp.repeat(x, scale, axis=1), scale, axis=2)
+        side = _UPSCALE * self.config.patch_size
+        detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), side)
+        scale = self.config.scale
+        return detail + jnp.repeat(jnp.repeat(x, scale, axis=1), scale, axis=2)
