@@ -1,0 +1,97 @@
+"""Imports point down only, read from the source itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dossr_jax"
+
+# What may be imported from the project, by module or package; "" are the leaves of the tree.
+ALLOWED = {
+    "errors": set(),
+    "config": set(),
+    "diffusion": {"config"},
+    "image": set(),
+    "tiling": set(),
+    "image_io": {"errors"},
+    "prompts": {"errors"},
+    "data": {"errors", "config"},
+    "models": {"config"},
+    "weights": {"config", "errors", "models"},
+    "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
+    "restore": {"diffusion", "image", "tiling", "models"},
+    "training": {"config", "errors", "models", "weights", "diffusion"},
+    "pipeline": {
+        "config",
+        "convert",
+        "diffusion",
+        "errors",
+        "image",
+        "image_io",
+        "models",
+        "prompts",
+        "restore",
+        "tiling",
+        "weights",
+    },
+    "crosscheck": {
+        "config",
+        "convert",
+        "diffusion",
+        "errors",
+        "image",
+        "models",
+        "restore",
+        "weights",
+    },
+    "cli": {"diffusion", "errors", "image_io", "pipeline"},
+    "__init__": {"errors", "pipeline"},
+}
+WITHOUT_JAX = ["config", "errors", "data", "diffusion/schedule", "image_io"]
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, dotted."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+
+
+def test_every_room_is_listed():
+    rooms = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms == set(ALLOWED)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_down(room):
+    for path in files_of(room):
+        inside = {n.split(".")[1] for n in imported(path) if n.startswith("dossr_jax.")}
+        assert inside - {room} <= ALLOWED[room], path
+        assert not any(n.split(".")[0] == "configs" for n in imported(path)), path
+
+
+@pytest.mark.parametrize("room", WITHOUT_JAX)
+def test_host_side_code_needs_no_jax(room):
+    for path in files_of(room):
+        assert not {n.split(".")[0] for n in imported(path)} & {"jax", "flax", "torch"}, path
+
+
+def test_torch_is_imported_inside_functions_of_the_converter_only():
+    for path in PACKAGE.rglob("*.py"):
+        top = ast.parse(path.read_text()).body
+        for node in top:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = getattr(node, "module", None) or node.names[0].name
+                assert module.split(".")[0] not in ("torch", "diffusers", "transformers"), path
+        if any(n.split(".")[0] == "torch" for n in imported(path)):
+            assert path.parent.name == "convert", path

@@ -1,0 +1,163 @@
+"""The command line: every picture gets its result, every mistake one line and exit status 2."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from models import tiny_model
+from PIL import Image
+
+from dossr_jax import cli, image_io, weights
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    weights.save_model(path, tiny_model())
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in {"a.png": (9, 12), "b.jpg": (16, 8), "sub/c.png": (5, 5)}.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(model_file, tmp_path, capsys):
+    """Run on inputs with the tiny model: (exit status, results by name, stderr)."""
+
+    def run(*inputs, options=(), model=model_file):
+        out = tmp_path / "out"
+        status = cli.main(
+            [*map(str, inputs), "-o", str(out), "--model", str(model), "--steps", "1", "--tile"]
+            + ["128", *options]
+        )
+        results = {str(p.relative_to(out)): p for p in out.rglob("*") if p.is_file()}
+        return status, results, capsys.readouterr().err
+
+    return run
+
+
+def assert_one_error(err: str, *words: str) -> None:
+    """Exactly one line of stderr is an error, and it names what it should."""
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_folders_keep_their_shape_and_sizes_are_exact(run, photos):
+    status, results, _ = run(photos, options=["--scale", "2.5"])
+    assert status == 0
+    assert set(results) == {"a.png", "b.png", "sub/c.png"}
+    assert Image.open(results["a.png"]).size == (30, 22)
+    assert Image.open(results["b.png"]).size == (20, 40)
+
+
+def test_stages_are_saved_beside_the_result(run, photos):
+    status, results, _ = run(photos / "a.png", options=["--save-stages"])
+    assert status == 0
+    assert set(results) == {"a.png", "a_pre_restored.png", "a_decoded.png"}
+    assert {Image.open(p).size for p in results.values()} == {(48, 36)}
+
+
+def test_results_are_kept_unless_overwriting_is_asked_for(run, photos):
+    _, results, _ = run(photos / "a.png")
+    before = results["a.png"].read_bytes()
+    status, results, _ = run(photos / "a.png", options=["--seed", "5"])
+    assert status == 0 and results["a.png"].read_bytes() == before
+    run(photos / "a.png", options=["--seed", "5", "--overwrite"])
+    assert results["a.png"].read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "make",
+    {
+        "truncated": lambda p: p.write_bytes((p.parent / "a.png").read_bytes()[:60]),
+        "empty": lambda p: p.write_bytes(b""),
+        "text": lambda p: p.write_text("not a picture"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_one_bad_file_does_not_stop_the_others(run, photos, make):
+    make[1](photos / "bad.png")
+    status, results, err = run(photos)
+    assert status == 2
+    assert set(results) == {"a.png", "b.png", "sub/c.png"}
+    assert_one_error(err, "bad.png")
+
+
+def test_inputs_that_are_not_there(run, photos, tmp_path):
+    status, results, err = run(photos / "nothing.png")
+    assert (status, results) == (2, {})
+    assert_one_error(err, "nothing.png")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, results, err = run(empty)
+    assert (status, results) == (2, {})
+    assert_one_error(err, "empty")
+
+
+def test_two_inputs_for_one_result(run, photos):
+    Image.new("RGB", (4, 4)).save(photos / "a.webp")
+    status, results, err = run(photos)
+    assert (status, results) == (2, {})
+    assert_one_error(err, "a.png")
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "text", "foreign", "folder", "misshapen"])
+def test_a_wrong_checkpoint_is_one_line(run, photos, model_file, tmp_path, kind):
+    path = tmp_path / "wrong.safetensors"
+    whole = model_file.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "text":
+        path.write_text("weights")
+    elif kind == "foreign":
+        arrays = {"conv.weight": np.zeros((2, 2), np.float32)}
+        weights.write_safetensors(path, arrays, arrays.__getitem__)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "misshapen":
+        model = tiny_model()
+        arrays = {n: np.asarray(p[...]) for n, p in weights.names_and_params(model)}
+        arrays["unet.conv_out.bias"] = np.zeros(7, np.float32)
+        del arrays["unet.norm_out.scale"]
+        header = weights.metadata_for(model.config)
+        weights.write_safetensors(path, arrays, arrays.__getitem__, header)
+    status, results, err = run(photos, model=path)
+    assert (status, results) == (2, {})
+    assert_one_error(err, "wrong.safetensors")
+    if kind == "misshapen":
+        assert_one_error(err, "misshapen unet.conv_out.bias", "(7,)", "(4,)", "missing unet.norm_out")
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, photos, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("a.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(source, target)
+
+    monkeypatch.setattr(image_io.os, "replace", full)
+    status, results, err = run(photos)
+    assert status == 2
+    assert set(results) == {"b.png", "sub/c.png"}
+    assert_one_error(err, "a.png", "No space left")
+
+
+@pytest.mark.parametrize(
+    "options", [["--scale", "0"], ["--steps", "51"], ["--fidelity", "2"], ["--prompt", "a cat"]]
+)
+def test_impossible_options(run, photos, options):
+    status, results, err = run(photos, options=options)
+    assert (status, results) == (2, {})
+    assert_one_error(err)
