@@ -268,7 +268,7 @@ class TrainConfig:
     ema_decay: float = 0.995
     kl_weight: float = 3e-4
     times: Literal["all", "visited"] = "all"
-    crops: int = 1400
+    crops: int = 1200
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -32,8 +32,9 @@ class Layout:
     """What a compiled program depends on besides array shapes.
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
-    canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance, a second UNet pass a step. `shard` splits
-    batches (of tiles, or of images where there are no tiles) over devices.
+    canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance, a second UNet
+    pass a step. `shard` splits batches (of tiles, or of images where there are no tiles) over
+    devices.
     """
 
     tile: int | None

