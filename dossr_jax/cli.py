@@ -75,25 +75,29 @@ def make_parser() -> argparse.ArgumentParser:
         "--tokenizer", type=Path, help="folder with vocab.json and merges.txt, for free prompts"
     )
 
-    picture = parser.add_argument_group("picture")
+    picture = parser.add_argument_group(
+        "picture",
+        "(*) by default as stored with the model; a converted checkpoint is sampled as published,\n"
+        "with 5 steps of the third-order SDE solver on times uniform in t.",
+    )
     picture.add_argument(
         "--scale", type=float, default=defaults.scale, help="enlargement, any number (default: 4)"
     )
     picture.add_argument(
-        "--steps", type=int, default=defaults.steps, help="network evaluations, 1-50 (default: 5)"
+        "--steps", type=int, default=defaults.steps, help="network evaluations, 1-50 (*)"
     )
     picture.add_argument(
         "--order",
         type=int,
         choices=(1, 2, 3),
         default=defaults.order,
-        help="order of the solver; 1 is advised from 10 steps on (default: 3)",
+        help="order of the solver; 1 is advised from 10 steps on (*)",
     )
     picture.add_argument(
         "--solver",
         choices=KIND_NAMES,
         default=defaults.solver,
-        help="domain-shift SDE as published, or its probability-flow ODE (default: sde)",
+        help="domain-shift SDE as published, or its probability-flow ODE (*)",
     )
     picture.add_argument(
         "--start",
@@ -107,7 +111,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=GRID_NAMES,
         default=defaults.grid,
         help="times uniform in t as published, uniform in log lambda, or jump: few at high noise "
-        "(default: uniform)",
+        "(*)",
+    )
+    picture.add_argument(
+        "--final-denoise",
+        action=argparse.BooleanOptionalAction,
+        help="end without the noise that the published sampler leaves (*)",
     )
     picture.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     picture.add_argument("--prompt", help="text of the wanted picture (default: the stored one)")
@@ -130,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--fidelity",
         type=float,
         default=defaults.fidelity,
-        help="0: free detail, 1: keep to the pre-restored image (default: 0)",
+        help="0: free detail, 1: keep to the pre-restored image (*)",
     )
     picture.add_argument(
         "--color-fix",

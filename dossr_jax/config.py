@@ -167,6 +167,21 @@ class ProcessConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a model is sampled unless the caller says otherwise (defaults: as published).
+
+    Fields mean what those of the same name in dossr_jax.pipeline.Settings do.
+    """
+
+    steps: int = 5
+    order: int = 3
+    solver: Literal["sde", "ode"] = "sde"
+    grid: Literal["uniform", "log_lambda", "jump"] = "uniform"
+    final_denoise: bool = False
+    fidelity: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DoSSRConfig:
     """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
 
@@ -179,6 +194,7 @@ class DoSSRConfig:
     vae: VAEConfig = VAEConfig()
     rrdb: RRDBConfig = RRDBConfig()
     process: ProcessConfig = ProcessConfig()
+    sampler: SamplerConfig = SamplerConfig()
     text: TextConfig | None = None
     shared_encoder: bool = True
     context_length: int = 77
@@ -253,6 +269,7 @@ class TrainConfig:
     `crops` is how many crops of the bank a latent stage encodes beforehand. `minutes`, where
     given, replaces `steps` by as many as fit into that time. `times` is which t the DoSSR stage
     draws from: "all" T as published, or the first t1 alone, which are all that a sampler visits.
+    `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well.
     """
 
     stage: Literal["rrdb", "vae", "prior", "dossr"]
@@ -268,6 +285,7 @@ class TrainConfig:
     ema_decay: float = 0.995
     kl_weight: float = 3e-4
     times: Literal["all", "visited"] = "all"
+    learn_decoder: bool = False
     crops: int = 1200
     seed: int = 0
 

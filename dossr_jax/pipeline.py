@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from dossr_jax import image_io, prompts, weights
+from dossr_jax.config import SamplerConfig
 from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
 from dossr_jax.diffusion.schedule import GRID_NAMES, make_schedule
 from dossr_jax.diffusion.solver import (
@@ -36,6 +37,7 @@ from dossr_jax.tiling import plan_tiles
 
 MAX_STEPS = 50
 DEFAULT_TILE = 512
+_MAX_SEED = 2**32 - 1
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Result pixels that share a program when several images larger than the tile are batched.
@@ -46,7 +48,7 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to restore; the defaults are the published ones.
+    """How to restore. None means as stored with the weights: as published, if converted.
 
     Attributes:
       scale: factor of enlargement, > 0; restored at 4 and resampled to round(scale x size).
@@ -56,8 +58,9 @@ class Settings:
         and order-1 "ode" is DDIM.
       grid: times "uniform" in t (published), uniform in "log_lambda", or "jump", which spends
         them where they matter most (docs/method.md).
-      seed: one seed, or one an image.
-      prompt, negative_prompt: None for the ones stored with the weights.
+      final_denoise: end at the last prediction of x0, not (as published) at t = 0 with its noise.
+      seed: one seed from 0 to 2^32 - 1, or one an image.
+      prompt, negative_prompt: of the wanted picture, and what to steer away from.
       cfg_scale: classifier-free guidance against the negative prompt, 1 is off.
       strength: factor on the ControlNet's residuals, 1 as trained.
       fidelity: 0 free, 1 keeps to the pre-restored image.
@@ -67,45 +70,71 @@ class Settings:
     """
 
     scale: float = 4.0
-    steps: int = 5
-    order: int = 3
-    solver: Literal["sde", "ode"] = "sde"
+    steps: int | None = None
+    order: int | None = None
+    solver: Literal["sde", "ode"] | None = None
     start: Literal["lr", "noise"] = "lr"
-    grid: Literal["uniform", "log_lambda", "jump"] = "uniform"
+    grid: Literal["uniform", "log_lambda", "jump"] | None = None
+    final_denoise: bool | None = None
     seed: int | Sequence[int] = 0
     prompt: str | None = None
     negative_prompt: str | None = None
     cfg_scale: float = 1.0
     strength: float = 1.0
-    fidelity: float = 0.0
+    fidelity: float | None = None
     color_fix: ColorFix = "wavelet"
     batch_size: int = 1
     truncate: bool = False
 
     def __post_init__(self) -> None:
-        checks = {
-            f"scale {self.scale} is not a positive number": 0 < self.scale < math.inf,
-            f"steps {self.steps} is not from 1 to {MAX_STEPS}": 1 <= self.steps <= MAX_STEPS,
-            f"order {self.order} is not 1, 2 or 3": self.order in (1, 2, 3),
-            f"fidelity {self.fidelity} is not from 0 to 1": 0 <= self.fidelity <= 1,
-            f"cfg scale {self.cfg_scale} is not a finite number": math.isfinite(self.cfg_scale),
-            f"strength {self.strength} is not a finite number": math.isfinite(self.strength),
-            f"batch size {self.batch_size} is not 1 or more": self.batch_size >= 1,
-            f"color fix {self.color_fix!r} is not wavelet, adain or none": self.color_fix
-            in ("wavelet", "adain", "none"),
-            f"solver {self.solver!r} is not one of {', '.join(KIND_NAMES)}": self.solver
-            in KIND_NAMES,
-            f"start {self.start!r} is not one of {', '.join(START_NAMES)}": self.start
-            in START_NAMES,
-            f"grid {self.grid!r} is not one of {', '.join(GRID_NAMES)}": self.grid in GRID_NAMES,
-        }
-        for message, fine in checks.items():
+        def one_of(name: str, choices: Sequence[Any]) -> tuple[str, bool]:
+            value = getattr(self, name)
+            listed = ", ".join(map(str, choices))
+            return f"{name} {value!r} is not one of {listed}", value in choices
+
+        def within(name: str, low: float, high: float) -> tuple[str, bool]:
+            value = getattr(self, name)
+            fine = value is None or low <= value <= high
+            return f"{name} {value} is not from {low} to {high}", fine
+
+        checks = [
+            (f"scale {self.scale} is not a positive number", 0 < self.scale < math.inf),
+            (f"cfg scale {self.cfg_scale} is not a finite number", math.isfinite(self.cfg_scale)),
+            (f"strength {self.strength} is not a finite number", math.isfinite(self.strength)),
+            (f"batch size {self.batch_size} is not 1 or more", self.batch_size >= 1),
+            (
+                f"seed {self.seed} is not from 0 to {_MAX_SEED}",
+                all(0 <= seed <= _MAX_SEED for seed in np.ravel(self.seed)),
+            ),
+            within("steps", 1, MAX_STEPS),
+            within("fidelity", 0, 1),
+            one_of("order", (None, 1, 2, 3)),
+            one_of("solver", (None, *KIND_NAMES)),
+            one_of("start", START_NAMES),
+            one_of("grid", (None, *GRID_NAMES)),
+            one_of("color_fix", ("wavelet", "adain", "none")),
+        ]
+        for message, fine in checks:
             if not fine:
                 raise UserError(message)
 
+    def completed(self, sampler: SamplerConfig) -> Settings:
+        """These settings with what they leave open as `sampler` has it."""
+        stored = dataclasses.asdict(sampler)
+        missing = {name: v for name, v in stored.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
     def seed_of(self, index: int) -> int:
-        """Seed of the image at a position in the input."""
-        return self.seed if isinstance(self.seed, int) else self.seed[index]
+        """Seed of the image at a position in the input.
+
+        Raises:
+          UserError: there are fewer seeds than images.
+        """
+        if isinstance(self.seed, int):
+            return self.seed
+        if index >= len(self.seed):
+            raise UserError(f"{len(self.seed)} seeds for more images; give one seed, or one each")
+        return self.seed[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +283,7 @@ class Upscaler:
         Yields:
           (name, result), not necessarily in the order of the input.
         """
+        settings = settings.completed(self.config.sampler)
         knobs, table = self._knobs(settings), self._table(settings)
         waiting: dict[_Canvas, list[_Job]] = {}
         for index, (name, image) in enumerate(images):
@@ -365,6 +395,7 @@ class Upscaler:
             kind=settings.solver,
             grid=settings.grid,
             start=settings.start,
+            final_denoise=settings.final_denoise,
         )
         return cast(pad_table(table, MAX_STEPS), np.float32)
 

@@ -148,6 +148,8 @@ def test_guidance_of_scale_one_is_no_guidance(upscaler):
         {"scale": float("nan")},
         {"fidelity": 1.5},
         {"batch_size": 0},
+        {"seed": -1},
+        {"seed": [1, 2**32]},
         {"solver": "euler"},
         {"color_fix": "hue"},
     ],
@@ -156,6 +158,11 @@ def test_impossible_settings_are_one_line(settings):
     with pytest.raises(UserError) as error:
         Settings(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_every_image_needs_a_seed(upscaler):
+    with pytest.raises(UserError, match="1 seeds for more images"):
+        upscaler.restore([picture(8, 8)] * 2, seed=[3])
 
 
 def test_a_free_prompt_needs_a_text_encoder(upscaler):

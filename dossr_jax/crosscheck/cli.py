@@ -1,0 +1,144 @@
+"""Command line of the crosscheck."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from dossr_jax.crosscheck import host, report
+from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder, open_folder
+from dossr_jax.crosscheck.networks import Runner
+from dossr_jax.crosscheck.stages import HOST, Stage, find_stages
+from dossr_jax.errors import UserError
+
+DTYPES = ("float64", "float32")
+_TITLES = {
+    HOST: "schedules, NumPy float64",
+    "float64": "networks, float64",
+    "float32": "networks, float32",
+}
+
+
+def check(folder: Folder, archive: Archive, dtype: str, found: Sequence[Stage]) -> list[report.Row]:
+    """Compare stages: those of the networks in "float64" or "float32", or the "host"'s.
+
+    Raises:
+      UserError: an input that a stage needs is not in the folder.
+    """
+    found = [stage for stage in found if (stage.kind == HOST) == (dtype == HOST)]
+    if not found:
+        return []
+    if dtype == HOST:
+        results = host.results(folder.config.process, archive, found)
+    else:
+        # Accelerators would shorten float32 products otherwise.
+        with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+            try:
+                results = Runner(folder, archive, dtype).results(found)
+            except (TypeError, ValueError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise UserError(
+                    f"{archive.where}: arrays do not fit the configuration or each other ({reason})"
+                ) from error
+    return [
+        report.compare(s.name, s.kind, dtype, results[s.name], archive.arrays)
+        for s in found
+        if s.name in results
+    ]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dossr_jax.crosscheck",
+        description="Compare every stage with arrays that a PyTorch implementation stored.",
+        epilog="Exit status: 0 all agree, 1 some do not, 2 the folder cannot be used.",
+    )
+    parser.add_argument("folder", help=f"folder with {WEIGHTS}, {CONFIG} and {ARRAYS}")
+    parser.add_argument("--dtype", choices=(*DTYPES, "both"), default="both")
+    parser.add_argument(
+        "--only",
+        type=_pattern,
+        default=re.compile(""),
+        metavar="PATTERN",
+        help="stages whose names this regular expression finds",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    args = _parser().parse_args(argv)
+    dtypes = (HOST, *(DTYPES if args.dtype == "both" else (args.dtype,)))
+    start = time.perf_counter()
+    rows: list[report.Row] = []
+    try:
+        folder = open_folder(args.folder)
+        archive = Archive(folder)
+        found = [s for s in find_stages(archive.arrays) if args.only.search(s.name)]
+        # Compiling takes most of the time, and one compilation fills one core.
+        with ThreadPoolExecutor() as pool:
+            for new in pool.map(lambda dtype: check(folder, archive, dtype, found), dtypes):
+                rows += new
+                if new:
+                    print(f"{_TITLES[new[0].dtype]}\n{report.format_table(new)}\n", flush=True)
+        if not rows:
+            raise UserError(
+                f"{archive.where}: nothing to compare there"
+                + (f" under --only {args.only.pattern}" if args.only.pattern else "")
+            )
+        if args.json:
+            _write_json(args.json, folder, rows)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not args.only.pattern:
+        _print_left_over(archive, rows)
+    for dtype in dtypes:
+        of_dtype = [row for row in rows if row.dtype == dtype]
+        if of_dtype:
+            print(report.summarise(of_dtype, dtype))
+    passed = all(row.passed for row in rows)
+    seconds = time.perf_counter() - start
+    print(f"{'all agree' if passed else 'NOT EQUAL'}: {folder.path}, {seconds:.0f} s")
+    return 0 if passed else 1
+
+
+def _print_left_over(archive: Archive, rows: Sequence[report.Row]) -> None:
+    compared = {row.stage for row in rows}
+    left = [
+        name
+        for name in archive.arrays
+        if name.removesuffix(report.TWIN) not in compared and name not in archive.read
+    ]
+    if left:
+        print(f"neither compared nor an input: {', '.join(left)}")
+
+
+def _write_json(path: Path, folder: Folder, rows: Sequence[report.Row]) -> None:
+    content = {
+        "folder": str(folder.path),
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0]),
+        "passed": all(row.passed for row in rows),
+        "rows": report.as_json(rows),
+    }
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another") from error

@@ -1,0 +1,109 @@
+"""What the crosscheck compiles: pure functions of a model, made of its own methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dossr_jax.diffusion import process, solver
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.vae import posterior
+
+
+def encode(model: DoSSR, image: Array, noise: Array) -> dict[str, Array]:
+    """Everything that comes of an image (b, h, w, 3) in [0, 1], under the stages' names."""
+    moments, hint = model.encode(image)
+    mean, logvar = posterior(moments)
+    return {
+        "moments": moments,
+        "cond_moments": hint,
+        "mean": mean,
+        "logvar": logvar,
+        "std": jnp.exp(0.5 * logvar),
+        "x0_hat": model.latents(moments, noise),
+        "c_latent": model.latents(hint),
+    }
+
+
+def network(
+    model: DoSSR, x: Array, t: Array, context: Array, hint: Array, strength: Array
+) -> dict[str, Any]:
+    """The networks' insides and predictions, with and without the ControlNet."""
+    skips, mid, temb = model.unet.encoder(x, t, context)
+    return {
+        "skips": skips,
+        "unet_mid": mid,
+        "control": model.control(x, hint, t, context),
+        "temb": {"unet": temb, "control": model.control.encoder.time(t)},
+        "eps": predict(model, x, t, context, hint, strength),
+        "eps_nocontrol": model.predict_noise(x, t, context, None),
+    }
+
+
+def predict(
+    model: DoSSR, x: Array, t: Array, context: Array, hint: Array, strength: Array
+) -> Array:
+    """:meth:`DoSSR.predict_noise` with a factor a residual."""
+    return model.predict_noise(x, t, context, hint, strength=strength)
+
+
+def solve(
+    model: DoSSR,
+    table: solver.SolverTable,
+    encoded: tuple[Array, Array],
+    noise_init: Array,
+    noise_steps: Array,
+    context: Array,
+    guidance: tuple[Array, Array] | None,
+) -> tuple[Array, solver.Path]:
+    """A sampler's run with given noise: (latents to decode, every step).
+
+    Args:
+      encoded: x_lr and hint, (1, h, w, z) each.
+      noise_steps: (rows of the table, h, w, z).
+      guidance: negative context and guidance scale; None for no guidance.
+    """
+    x_lr, hint = encoded
+
+    def denoise(x: Array, point: solver.Point) -> Array:
+        def eps_of(context: Array) -> Array:
+            return model.predict_noise(x, jnp.broadcast_to(point.t, len(x)), context, hint)
+
+        if guidance is None:
+            eps = eps_of(context)
+        else:
+            negative, scale = guidance
+            # A loop over the two prompts compiles the network once.
+            eps = process.guide(*jax.lax.map(eps_of, jnp.stack([context, negative])), scale)
+        return process.eps_to_x0(x, eps, point.alpha, point.sigma)
+
+    return solver.sample(
+        denoise, x_lr, table, noise_init, lambda i: noise_steps[i][None], keep_path=True
+    )
+
+
+def gradients(
+    model: DoSSR,
+    x: Array,
+    t: Array,
+    context: Array,
+    hint: Array,
+    x0: Array,
+    alpha: Array,
+    sigma: Array,
+) -> tuple[tuple[Array, tuple[Array, Array]], nnx.State]:
+    """((loss, (its per-sample means, predicted x0)), gradients of the ControlNet's parameters)."""
+    graphdef, learn, rest = nnx.split(model, nnx.PathContains("control"), ...)
+
+    def loss_of(learn: nnx.State) -> tuple[Array, tuple[Array, Array]]:
+        eps = nnx.merge(graphdef, learn, rest).predict_noise(x, t, context, hint)
+        each = process.training_loss(eps, x, x0, alpha, sigma, per_sample=True)
+        loss = process.training_loss(eps, x, x0, alpha, sigma)
+        return loss, (each, process.eps_to_x0(x, eps, alpha, sigma))
+
+    result, gradients = jax.value_and_grad(loss_of, has_aux=True)(learn)
+    return result, gradients["control"]

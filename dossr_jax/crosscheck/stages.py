@@ -1,0 +1,81 @@
+"""Which of the stored arrays are compared, found by the form of their names.
+
+A folder may hold other resolutions, step counts, orders, guidance scales and prefixes ("rect_").
+Arrays that are no stage serve as inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from dossr_jax.crosscheck.report import TWIN
+
+_FIXES = "wavelet|adain|none"
+_FORMS = {
+    "stage": r"(?P<prefix>\w*?)stage_"
+    r"(?P<what>pre_raw|pre|cond_moments|c_latent|moments|mean|logvar|std|x0_hat|decoded"
+    r"|wavelet|adain)",
+    "network": r"eps_(?P<what>eps|eps_nocontrol|eps_onlymid|eps_strength(?P<strength>\d+)"
+    r"|control_norms|control_(?P<residual>\d+)|unet_skip_(?P<skip>\d+)|unet_mid"
+    r"|temb(?P<dim>\d+)|temb_mlp_(?P<mlp>unet|control))",
+    "network_at": r"(?P<prefix>\w*?)eps_t(?P<t>\d+)_eps",
+    "trajectory": r"(?P<prefix>\w*?)samp_o(?P<order>\d)_s(?P<steps>\d+)"
+    rf"(?:_cfg(?P<cfg>\d+(?:[.p]\d+)?))?(?:_(?P<fix>{_FIXES}))?"
+    rf"_(?P<what>t|x|eps|pred_x0|img|same_as)(?:_(?P<img_fix>{_FIXES}))?",
+    "process": rf"(?P<prefix>\w*?)process_(?:o(?P<order>\d)_)?s(?P<steps>\d+)_(?P<fix>{_FIXES})_u8",
+    "training": r"train_(?P<what>x_noisy|pred_x0|loss|loss_per_sample)",
+    "gradient": r"train_grad(?:_norms|/(?P<parameter>[\w.]+))",
+    "step": r"step_(?P<what>pre_lq|x|c_latent|loss)",
+    "schedule": r"sched(?P<steps>\d+)_(?P<what>\w+)",
+    "eta": r"eta_(?P<eta>trunc_\d+)(?P<t1>_t1)?",
+    "betas": r"betas_linear",
+    "buffer": r"buffers\.(?P<what>\w+)",
+}
+# Which of report.FLOAT32_BARS a form is held to; some of its names are exceptions. Forms without
+# a kind are the host's own arithmetic.
+_KINDS = {
+    "stage": "vae",
+    "network": "network",
+    "network_at": "network",
+    "trajectory": "trajectory",
+    "process": "trajectory",
+    "training": "training",
+    "gradient": "training",
+    "step": "training",
+}
+HOST = "host"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stored array that we can compute: its name, form, kind of tolerance, fields of the name."""
+
+    name: str
+    form: str
+    kind: str
+    match: re.Match[str]
+
+
+def find_stages(names: Iterable[str]) -> list[Stage]:
+    """The stages among stored names, in their order."""
+    stages = []
+    for name in names:
+        for form, pattern in _FORMS.items():
+            match = None if name.endswith(TWIN) else re.fullmatch(pattern, name)
+            if match:
+                stages.append(Stage(name, form, _kind(form, match), match))
+                break
+    return stages
+
+
+def _kind(form: str, match: re.Match[str]) -> str:
+    what = match.groupdict().get("what") or ""
+    if form == "stage" and what.startswith("pre"):
+        return "network"
+    if form == "network" and what.startswith("temb"):
+        return "embedding"
+    if form == "step" and what in ("x", "c_latent"):
+        return "vae"
+    return _KINDS.get(form, HOST)

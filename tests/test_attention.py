@@ -1,0 +1,66 @@
+"""Attention written as matrix products, whole and in blocks, against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dossr_jax.models import layers
+
+
+def by_definition(q, k, v, causal=False):
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    logits = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        logits = np.where(np.tril(np.ones(logits.shape[-2:], bool)), logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def operands(n, m, dtype, heads=3, d=8):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(2, length, heads, d)), dtype) for length in (n, m, m)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-14), ("float32", 2e-6), ("bfloat16", 2e-2)]
+)
+# 77 logits a block: one block, several full ones, and a last one that is padded.
+@pytest.mark.parametrize(("n", "m"), [(7, 11), (28, 11), (45, 11), (5, 200)])
+def test_plain_attention_is_attention(monkeypatch, dtype, tolerance, n, m):
+    monkeypatch.setattr(layers, "_BLOCK_LOGITS", 77)
+    with jax.enable_x64(dtype == "float64"):
+        q, k, v = operands(n, m, dtype)
+        out = layers._plain_attention(q, k, v, causal=False)
+        assert out.dtype == q.dtype
+        np.testing.assert_allclose(
+            np.asarray(out, np.float64), by_definition(q, k, v), atol=tolerance
+        )
+
+
+def test_causal():
+    q, k, v = operands(9, 9, "float32")
+    out = layers.attention(q, k, v, causal=True)
+    np.testing.assert_allclose(out, by_definition(q, k, v, causal=True), atol=2e-6)
+
+
+def test_blocks_have_the_same_gradient(monkeypatch):
+    with jax.enable_x64():
+        operand = operands(20, 11, "float64")
+
+        def loss(q, k, v):
+            return (layers._plain_attention(q, k, v, causal=False) ** 2).sum()
+
+        whole = jax.grad(loss, argnums=(0, 1, 2))(*operand)
+        monkeypatch.setattr(layers, "_BLOCK_LOGITS", 77)
+        blocks = jax.grad(loss, argnums=(0, 1, 2))(*operand)
+        for a, b in zip(whole, blocks, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_equals_the_library():
+    q, k, v = operands(13, 17, "float32")
+    np.testing.assert_allclose(
+        layers.attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
+    )

@@ -1,0 +1,311 @@
+"""The crosscheck itself: what it passes, what it fails, what it refuses, and other folders."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from dossr_jax import weights
+from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
+from dossr_jax.convert.release import Model, export_release
+from dossr_jax.convert.state import lazy
+from dossr_jax.crosscheck import main, report
+from dossr_jax.crosscheck.folder import Archive, open_folder
+from dossr_jax.crosscheck.networks import Runner, _quarter
+from dossr_jax.crosscheck.stages import HOST, find_stages
+
+
+def test_networks_and_schedules_agree_with_pytorch(golden_dir, capsys, tmp_path):
+    table = tmp_path / "table.json"
+    only = "^(sched|eta_|betas|buffers|stage_|eps_)"
+    assert main([str(golden_dir), "--only", only, "--json", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert "all agree" in out and "FAIL" not in out
+    rows = json.loads(table.read_text())["rows"]
+    names = {row["stage"] for row in rows if row["dtype"] == "float64"}
+    assert {"stage_decoded", "eps_eps", "eps_control_12", "eps_unet_skip_00"} <= names
+    assert all(row["passed"] for row in rows)
+
+
+@pytest.mark.slow
+def test_everything_agrees_with_pytorch(golden_dir, capsys):
+    assert main([str(golden_dir)]) == 0
+    out = capsys.readouterr().out
+    for dtype, count in ((HOST, 82), ("float64", 130), ("float32", 130)):
+        assert f"{dtype}: {count} of {count} stages agree" in out
+
+
+@pytest.fixture
+def copy(golden_dir, tmp_path):
+    """A copy of the golden folder to damage."""
+    return shutil.copytree(golden_dir, tmp_path / "copy")
+
+
+def test_one_changed_weight_is_found(copy, capsys):
+    tensors = load_file(copy / "weights.safetensors")
+    tensors["first_stage_model.decoder.conv_out.weight"][0, 0, 1, 1] += 0.01
+    save_file(tensors, copy / "weights.safetensors")
+    only = "^stage_(x0_hat|decoded)$"
+    assert main([str(copy), "--dtype", "float32", "--only", only]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 2 stages agree" in out and "FAILED: stage_decoded\n" in out
+    assert "NOT EQUAL" in out
+
+
+def damage_archive(folder, **changes):
+    with np.load(folder / "golden.npz") as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(folder / "golden.npz", **{n: a for n, a in arrays.items() if a is not None})
+
+
+def test_one_changed_schedule_is_found(copy, capsys):
+    damage_archive(copy, sched2_sigmas=np.full(3, 0.5))
+    assert main([str(copy), "--only", "^sched2"]) == 1
+    assert "FAILED: sched2_sigmas" in capsys.readouterr().out
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+DAMAGES = {
+    "missing": (shutil.rmtree, "no such folder"),
+    "no weights": (lambda f: (f / "weights.safetensors").unlink(), "weights.safetensors"),
+    "no config": (lambda f: (f / "config.yaml").unlink(), "config.yaml"),
+    "no arrays": (lambda f: (f / "golden.npz").unlink(), "golden.npz"),
+    "short weights": (lambda f: truncate(f / "weights.safetensors"), "weights.safetensors"),
+    "short arrays": (lambda f: truncate(f / "golden.npz"), "golden.npz"),
+    "empty arrays": (lambda f: (f / "golden.npz").write_bytes(b""), "golden.npz"),
+    "no mapping": (lambda f: (f / "config.yaml").write_text("- 1\n"), "config.yaml"),
+    "other config": (
+        lambda f: (f / "config.yaml").write_text(
+            (f / "config.yaml").read_text().replace("model_channels: 32", "model_channels: 64")
+        ),
+        "misshapen",
+    ),
+    "no context": (lambda f: damage_archive(f, context=None), "context"),
+    "no input": (lambda f: damage_archive(f, lr=None), "lr is missing"),
+    "wrong input": (lambda f: damage_archive(f, lr=np.zeros((1, 5, 8, 8))), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_folders_are_refused_in_one_line(copy, capsys, damage):
+    spoil, said = DAMAGES[damage]
+    spoil(copy)
+    assert main([str(copy), "--dtype", "float32", "--only", "^stage_pre$"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert said in error and str(copy) in error
+
+
+def test_nothing_to_compare_is_an_error(golden_dir, capsys):
+    assert main([str(golden_dir), "--only", "no such stage"]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_a_bad_pattern_is_an_error(golden_dir):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(golden_dir), "--only", "("])
+
+
+ARRAYS = {
+    "a": np.array([1.0, 2.0], np.float32),
+    "a__f64": np.array([1.0, 2.0 + 2e-6]),
+    "b": np.array([1.0, 2.0], np.float32),
+    "n": np.array([1, 2]),
+    "u": np.zeros(1000, np.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "ours", "passed"),
+    [
+        ("a", "float64", [1.0, 2.0 + 2e-6], True),
+        ("a", "float64", [1.0, 2.0], False),
+        ("a", "float32", [1.0, 2.0 + 5.9e-6], True),  # twice PyTorch's own error
+        ("a", "float32", [1.0, 2.0 + 6.1e-6], False),
+        ("a", "float32", [1.0, np.nan], False),
+        ("a", "float32", [[1.0, 2.0]], False),
+        ("b", "float64", [1.0, 2.0 + 9e-6], True),  # no twin: the bar of its kind
+        ("b", "float64", [1.0, 2.0 + 11e-6], False),
+        ("n", "float32", [1, 2], True),
+        ("n", "float32", [1, 3], False),
+        ("u", "float32", [1] * 10 + [0] * 990, True),
+        ("u", "float32", [1] * 11 + [0] * 989, False),
+        ("u", "float32", [2] + [0] * 999, False),
+    ],
+)
+def test_verdicts(stage, dtype, ours, passed):
+    row = report.compare(stage, "network", dtype, np.array(ours), ARRAYS)
+    assert row.passed == passed
+    assert ("FAIL" in report.format_table([row])) != passed
+    assert ("FAILED" in report.summarise([row], dtype)) != passed
+    json.dumps(report.as_json([row]), allow_nan=False)
+
+
+def test_a_bar_that_pytorch_misses_does_not_bind():
+    arrays = {"a": np.float32([1.0]), "a__f64": np.array([1.0 + 1e-4])}
+    ours = np.array([1.0 + 2.9e-4])
+    assert report.compare("a", "network", "float32", ours, arrays).passed
+
+
+def test_names_never_seen_before():
+    names = {
+        "tall_samp_o2_s7_cfg1.5_adain_img": {"prefix": "tall_", "cfg": "1.5", "fix": "adain"},
+        "samp_o1_s12_cfg1p5_x": {"order": "1", "steps": "12", "cfg": "1p5", "what": "x"},
+        "samp_o3_s4_img_wavelet": {"what": "img", "fix": None, "img_fix": "wavelet"},
+        "tall_process_s9_none_u8": {"prefix": "tall_", "steps": "9", "fix": "none"},
+        "eps_eps_strength125": {"strength": "125"},
+        "eps_temb64": {"dim": "64"},
+        "eps_control_07": {"residual": "07"},
+        "wide_eps_t12_eps": {"prefix": "wide_", "t": "12"},
+        "train_grad/control_model.zero_convs.3.0.bias": {
+            "parameter": "control_model.zero_convs.3.0.bias"
+        },
+    }
+    found = find_stages([*names, "lr", "eps_x_t", "noise_steps", "eps_eps__f64", "meta_json"])
+    assert [stage.name for stage in found] == list(names)
+    for stage in found:
+        assert names[stage.name].items() <= stage.match.groupdict().items()
+
+
+def test_quarter_is_pytorchs_bicubic():
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32)
+    nchw = torch.from_numpy(image).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(nchw, scale_factor=0.25, mode="bicubic")
+    np.testing.assert_allclose(
+        _quarter(image), expected.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6
+    )
+
+
+OTHER = DoSSRConfig(
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=1,
+        attention_levels=(True, True, False),
+        head_dim=8,
+        context_dim=24,
+    ),
+    vae=VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1, scale_factor=0.3),
+    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
+    shared_encoder=False,
+    context_length=5,
+)
+
+
+def write_other_folder(folder):
+    """A folder of other sizes, whose stages are still to be filled in."""
+    rng = np.random.default_rng(0)
+    model = weights.abstract_model(OTHER, dtype=jnp.float32, param_dtype=jnp.float32)
+    tensors = {}
+    for name, param in weights.names_and_params(model):
+        draw = rng.normal(size=param.shape) / np.sqrt(np.prod(param.shape[:-1], initial=1))
+        tensors[name] = lazy((draw + name.endswith("scale")).astype(np.float32))
+    exported = export_release(Model(OTHER, tensors))
+    weights.write_safetensors(
+        folder / "weights.safetensors", exported, lambda name: exported[name].load()
+    )
+    unet = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 32,
+        "attention_resolutions": [2, 1],
+        "num_res_blocks": 1,
+        "channel_mult": [1, 2, 4],
+        "num_head_channels": 8,
+        "context_dim": 24,
+    }
+    vae = {"z_channels": 4, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1}
+    rrdb = {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4}
+    params = {
+        "scale_factor": 0.3,
+        "unet_config": {"params": unet},
+        "first_stage_config": {"params": {"ddconfig": vae}},
+        "preprocess_config": {"params": rrdb},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({"params": params}))
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    # Pixels (h, w) of the LR image give latents (2 h, 2 w): the VAE halves a 4x image.
+    arrays = {
+        "context": normal(1, 5, 24),
+        "context_neg": normal(1, 5, 24),
+        "eps_x_t": normal(3, 4, 8, 4),
+        "eps_hint": normal(3, 4, 8, 4),
+        "eps_context": normal(3, 5, 24),
+        "eps_t": np.array([3, 400, 998]),
+        "train_x": normal(3, 4, 8, 4),
+        "train_x_hat": normal(3, 4, 8, 4),
+        "train_noise": normal(3, 4, 8, 4),
+        "train_grad_names": np.array(
+            ["control_model.zero_convs.2.0.bias", "control_model.time_embed.0.weight"]
+        ),
+        "tall_lr": rng.uniform(size=(1, 3, 6, 4)).astype(np.float32),
+        "tall_noise_posterior": normal(1, 4, 12, 8),
+        "tall_noise_init": normal(1, 4, 12, 8),
+        "tall_noise_steps": normal(4, 4, 12, 8),
+    }
+    np.savez(folder / "golden.npz", **arrays)
+    return arrays
+
+
+SHAPES = {
+    "tall_stage_pre": (1, 3, 24, 16),
+    "tall_stage_moments": (1, 8, 12, 8),
+    "tall_stage_c_latent": (1, 4, 12, 8),
+    "tall_stage_wavelet": (1, 3, 24, 16),
+    "eps_eps": (3, 4, 8, 4),
+    "eps_control_00": (3, 32, 8, 4),
+    "eps_control_06": (3, 128, 2, 1),
+    "eps_unet_skip_05": (3, 128, 2, 1),
+    "eps_control_norms": (7, 3),
+    "eps_eps_strength15": (3, 4, 8, 4),
+    "eps_temb_mlp_control": (3, 128),
+    "tall_eps_t42_eps": (1, 4, 12, 8),
+    "tall_samp_o2_s4_cfg1.5_x": (5, 4, 12, 8),
+    "tall_samp_o2_s4_cfg1.5_eps": (4, 4, 12, 8),
+    "tall_samp_o2_s4_cfg1.5_adain_img": (1, 3, 24, 16),
+    "tall_process_s2_none_u8": (24, 16, 3),
+    "train_loss": (),
+    "train_grad_norms": (2,),
+    "train_grad/control_model.input_blocks.0.0.weight": (32, 8, 3, 3),
+    "sched4_lambdas": (5,),
+}
+
+
+@pytest.mark.slow
+def test_another_folder_works_unseen(tmp_path, capsys):
+    arrays = write_other_folder(tmp_path)
+    empty = dict.fromkeys(SHAPES, np.zeros(()))
+    with jax.enable_x64():
+        # Stages that others start from come first.
+        for names in (["tall_stage_pre", "tall_stage_c_latent"], list(SHAPES)):
+            np.savez(tmp_path / "golden.npz", **(empty | arrays))
+            folder = open_folder(tmp_path)
+            assert folder.config == OTHER
+            found = [stage for stage in find_stages(names) if stage.kind != HOST]
+            results = Runner(folder, Archive(folder), "float64").results(found)
+            for name, value in results.items():
+                assert value.shape == SHAPES[name], name
+                if value.dtype == np.uint8:
+                    arrays[name] = value
+                else:
+                    arrays[name] = value.astype(np.float32)
+                    # Samplers and networks at a time start from the stored float32 stages.
+                    arrays[f"{name}__f64"] = value
+    levels = np.geomspace(0.03, 6e5, 5)
+    np.savez(tmp_path / "golden.npz", **(empty | arrays | {"sched4_lambdas": levels}))
+    assert main([str(tmp_path), "--dtype", "float64"]) == 1
+    out = capsys.readouterr().out
+    assert f"float64: {len(SHAPES) - 1} of {len(SHAPES) - 1} stages agree" in out
+    assert "FAILED: sched4_lambdas" in out
