@@ -2,7 +2,8 @@
 
     python train.py --config mini_dossr --data BANK --output RUN --init PRIOR_MODEL --minutes 28
 
-Two cores of an AMD EPYC, shared with other work: DOSSR_RESULT
+Two cores of an AMD EPYC, shared with other work: 5584 steps in 28 minutes. Validation loss 0.338,
+where the pre-restored latent itself is off by 0.454.
 """
 
 from configs.mini import MODEL

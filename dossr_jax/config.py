@@ -107,7 +107,7 @@ class RRDBConfig:
     `scale` 4 feeds the image as it is, 2 and 1 fold 2x2 and 4x4 pixels into channels first; the
     trunk always enlarges its input 4 times. `upsampler` "nearest" is the published one;
     "shuffle" makes all sub-pixels at trunk resolution in one convolution and adds the
-    nearest-enlarged input, which is several times faster on a CPU. With it, `patch_size` folds
+    bicubically enlarged input, which is several times faster on a CPU. With it, `patch_size` folds
     that many more pixels a side into channels.
     """
 

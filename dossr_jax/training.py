@@ -218,7 +218,8 @@ def start_vae(model: DoSSR, images: np.ndarray) -> None:
     The principal components of patches are worth 31 dB at once where random weights take hours
     to get there; training then starts with what is not linear. Latents get deviations
     proportional to the components' to the power 1/4: equal ones would make the process spend as
-    much on faint detail as on brightness, and plain ones would leave detail below its noise.
+    much on faint detail as on brightness, and plain ones would leave detail below the noise of a
+    sampler's last steps.
 
     The path through the last norm and SiLU is kept linear by giving every latent a norm group of
     its own, (p, -p, K, -K): the constants fix the norm's deviation, and silu(u) - silu(-u) = u.

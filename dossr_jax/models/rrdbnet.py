@@ -92,5 +92,4 @@ class RRDBNet(nnx.Module):
             return self.conv_last(_lrelu(self.conv_hr(h)))
         side = _UPSCALE * self.config.patch_size
         detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), side)
-        scale = self.config.scale
-        return detail + jnp.repeat(jnp.repeat(x, scale, axis=1), scale, axis=2)
+        return detail + jax.image.resize(x, detail.shape, "cubic")
