@@ -1,0 +1,400 @@
+"""Checkpoints of a run's folder, over Orbax: saved in the background, whole or not at all.
+
+OUTPUT/checkpoints/STEP holds the items `state` (all of the training state but what is frozen),
+`config`, and `data` and `log` (JSON: where the data stream and the log are). OUTPUT/frozen
+holds the frozen parameters, written once. Arrays restore onto any mesh. A folder gets its name
+only when all is written, and with it a list of its files with their CRC-32: Orbax itself reads
+changed bytes as numbers. Only data is stored, never code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_json
+from dossr_jax.errors import UserError
+
+_STEPS, _FROZEN, _DAMAGED = "checkpoints", "frozen", "damaged"
+_FILE_LIST = "files.json"
+_CHUNK = 2**24
+_NONE, _ALL_DAMAGED = -1, -2
+# Settings that may change from one part of a run to the next.
+_FREE = (
+    "steps",
+    "save_every",
+    "keep",
+    "validate_every",
+    "log_every",
+    "data.workers",
+    "data.prefetch",
+    "parallel",
+)
+# Settings that a run takes from the model file it starts from.
+_FROM_FILE = (
+    "model.vae.scale_factor",
+    "model.prompt",
+    "model.negative_prompt",
+    "model.sampler",
+    "model.text",
+)
+
+
+class Saved(NamedTuple):
+    """A restored checkpoint: the whole training state, and the two records beside it."""
+
+    state: Any
+    data: dict[str, Any]
+    log: dict[str, Any]
+
+
+# --- configurations -----------------------------------------------------------------------------
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _is_one_of(name: str, fields: tuple[str, ...]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+def differences(stored: TrainConfig, asked: TrainConfig) -> list[str]:
+    """What tells two configurations apart that cannot be parts of one run, a phrase a field."""
+    ours, theirs = (dict(_flat(json.loads(to_json(config)))) for config in (stored, asked))
+    return [
+        f"{name} is {json.dumps(ours.get(name))} there, {json.dumps(theirs.get(name))} now"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name) and not _is_one_of(name, (*_FREE, *_FROM_FILE))
+    ]
+
+
+def continued(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
+    """The stored configuration with those settings of `asked` that may change."""
+    merged, wanted = (json.loads(to_json(config)) for config in (stored, asked))
+    for field in _FREE:
+        *parents, last = field.split(".")
+        into, source = merged, wanted
+        for name in parents:
+            into, source = into[name], source[name]
+        into[last] = source[last]
+    return from_dict(TrainConfig, merged)
+
+
+# --- whole folders ------------------------------------------------------------------------------
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _write_file_list(folder: Path) -> None:
+    """List the files of the items in a finished folder: name, bytes, CRC-32."""
+    files = [p for item in sorted(folder.iterdir()) if item.is_dir() for p in item.rglob("*")]
+    listed = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
+        for path in sorted(files)
+        if path.is_file()
+    }
+    (folder / _FILE_LIST).write_text(json.dumps(listed))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's folder, in a few words; None if it is whole."""
+    try:
+        listed = json.loads((folder / _FILE_LIST).read_text())
+        # Sizes first: they tell of a cut copy without reading it all.
+        for name, (size, _) in listed.items():
+            if (folder / name).stat().st_size != size:
+                return f"{name} has {(folder / name).stat().st_size} bytes where {size} should be"
+        for name, (_, crc) in listed.items():
+            if _crc(folder / name) != crc:
+                return f"{name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(folder)} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+class _Manager(contextlib.AbstractContextManager):
+    """An Orbax CheckpointManager that lists the files of what it writes."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self._saving = 0
+        # Called once all files are there, before their folder gets its name.
+        after = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, async_options=after
+        )
+        self.orbax = ocp.CheckpointManager(folder, options=options)
+
+    def _list_files(self) -> None:
+        (unfinished,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        _write_file_list(unfinished)
+
+    def save(self, step: int, **items: Any) -> None:
+        """Start saving; nothing else is being saved."""
+        self._saving = step
+        self.orbax.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def __exit__(self, *error: object) -> None:
+        self.orbax.close()
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+    """All checkpoints of one run. Every process of the run makes one and calls it alike.
+
+    Leaving it as a context waits for what is being saved.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None]):
+        """Open, or make, the folder of a run.
+
+        Args:
+          folder: OUTPUT; the same for all processes.
+          keep: checkpoints that stay; older ones are removed once a newer one is whole.
+          warn: gets a line of text for every damaged checkpoint, in process 0.
+
+        Raises:
+          UserError: the folder cannot be made or written.
+        """
+        self.folder = Path(folder).absolute()
+        self._warn = warn
+        # What Orbax logs, tracebacks of its threads among it, our errors say better.
+        self._logger = logging.getLogger("absl")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+        with self._writing():
+            self._manager = _Manager(self.folder / _STEPS, keep)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, those being written left out."""
+        return sorted(int(p.name) for p in self.path().iterdir() if p.name.isdigit())
+
+    def path(self, step: int | None = None) -> Path:
+        """Folder of a checkpoint, or of all."""
+        return self._manager.folder if step is None else self._manager.folder / str(step)
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, None in a folder without any.
+
+        Damaged ones that are newer are put aside, into OUTPUT/damaged, with a warning.
+
+        Raises:
+          UserError: there are checkpoints, but none is whole.
+        """
+        found, broken = _NONE, {}
+        if jax.process_index() == 0:
+            for step in reversed(self.steps()):
+                wrong = damage(self.path(step))
+                if wrong is None:
+                    found = step
+                    break
+                broken[step] = wrong
+            found = _ALL_DAMAGED if found == _NONE and broken else found
+        found = _of_first_process(found)
+        if found == _ALL_DAMAGED:
+            listed = "; ".join(f"{step}: {wrong}" for step, wrong in broken.items())
+            raise UserError(
+                f"{self.path()}: no checkpoint in it is whole ({listed}); copy one back, or "
+                "choose another output folder"
+            )
+        for step, wrong in broken.items():
+            aside = self.folder / _DAMAGED / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.path(step), aside)
+            self._warn(
+                f"warning: {self.path(step)} is damaged ({wrong}); put into {aside.parent}, going "
+                f"on from {self.path(found)}"
+            )
+        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._manager.orbax.reload()
+        return None if found == _NONE else found
+
+    def config(self, step: int) -> TrainConfig:
+        """The configuration of the run that wrote a checkpoint.
+
+        Raises:
+          UserError: another version of the program wrote it.
+        """
+        item = ocp.args.Composite(config=ocp.args.JsonRestore())
+        try:
+            return from_dict(TrainConfig, self._manager.orbax.restore(step, args=item).config)
+        except (ConfigError, TypeError) as error:
+            raise UserError(
+                f"{self.path(step)}: its configuration cannot be read ({error}); go on with the "
+                "version that wrote it, or choose another output folder"
+            ) from error
+
+    def config_to_go_on(self, step: int, asked: TrainConfig) -> TrainConfig:
+        """The configuration to go on with from a checkpoint.
+
+        Raises:
+          UserError: the run has another one than is asked for; names every field that differs.
+        """
+        stored = self.config(step)
+        different = differences(stored, asked)
+        if different:
+            raise UserError(
+                f"{self.folder}: holds a run of another configuration ({'; '.join(different)}); "
+                "ask for what it has, or choose another output folder"
+            )
+        return continued(stored, asked)
+
+    def restore(self, step: int, abstract: Any) -> Saved:
+        """Read a checkpoint onto the mesh that `abstract` speaks of.
+
+        Args:
+          abstract: a TrainState of jax.ShapeDtypeStruct with shardings.
+
+        Raises:
+          UserError: it does not fit, or the frozen parameters are damaged.
+        """
+        frozen = self.folder / _FROZEN
+        wrong = damage(frozen / "0") if jax.process_index() == 0 else None
+        if _of_first_process(wrong is not None):
+            raise UserError(
+                f"{frozen}: the frozen parameters are damaged ({wrong}); copy the folder back, or "
+                "start again in another one"
+            )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_without_frozen(abstract)),
+            data=ocp.args.JsonRestore(),
+            log=ocp.args.JsonRestore(),
+        )
+        only = ocp.args.Composite(params=ocp.args.StandardRestore(dict(abstract.frozen)))
+        try:
+            found = self._manager.orbax.restore(step, args=items)
+            with _Manager(frozen, keep=1) as manager:
+                params = manager.orbax.restore(0, args=only).params
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path(step)}: does not fit this version ({_reason(error)}); go on with the "
+                "one that wrote it, or choose another output folder"
+            ) from error
+        return Saved(abstract._replace(**found.state, frozen=params), found.data, found.log)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: TrainConfig,
+        data: Mapping[str, Any],
+        log: Mapping[str, Any],
+    ) -> None:
+        """Start saving; returns once the arrays are copied. A step that is there stays.
+
+        Args:
+          state: a TrainState; what is frozen in it is saved before the first checkpoint only.
+          config, data, log: of the same moment; the last two are JSON-able.
+
+        Raises:
+          UserError: this checkpoint, or the one before, could not be written.
+        """
+        orbax = self._manager.orbax
+        if step in orbax.all_steps():
+            return
+        with self._writing():
+            orbax.wait_until_finished()
+            first = not orbax.all_steps()
+            self._check_space(state if first else _without_frozen(state))
+            if first:
+                self._save_frozen(state.frozen)
+            self._manager.save(
+                step,
+                state=ocp.args.StandardSave(_without_frozen(state)),
+                config=ocp.args.JsonSave(json.loads(to_json(config))),
+                data=ocp.args.JsonSave(dict(data)),
+                log=ocp.args.JsonSave(dict(log)),
+            )
+
+    def check(self) -> None:
+        """Raise the UserError of a save in the background that failed since."""
+        with self._writing():
+            self._manager.orbax.check_for_errors()
+
+    def wait(self) -> None:
+        """Wait until what is being saved is whole.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._writing():
+            self._manager.orbax.wait_until_finished()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            with self._writing():
+                self._manager.orbax.close()
+        except UserError:
+            if kind is None:  # an error on its way says what came first
+                raise
+        finally:
+            self._logger.setLevel(self._level)
+
+    def _check_space(self, tree: Any) -> None:
+        # A disk that fills up halfway makes TensorStore's threads print their own tracebacks.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self.folder).free
+        if _of_first_process(free < needed):
+            raise OSError(f"it takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
+
+    def _save_frozen(self, frozen: Mapping[str, jax.Array]) -> None:
+        with _Manager(self.folder / _FROZEN, keep=1) as manager:
+            if manager.orbax.all_steps():  # of a run that ended before its first checkpoint
+                manager.orbax.delete(0)
+            manager.save(0, params=ocp.args.StandardSave(dict(frozen)))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what goes wrong with files into an error that says what is left."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
+            left = ", ".join(map(str, self.steps())) if self.path().is_dir() else ""
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); whole ones: "
+                f"{left or 'none'}; free space and run the same command again to go on"
+            ) from error
+
+
+def _without_frozen(state: Any) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "frozen"}
+
+
+def _of_first_process(number: int) -> int:
+    """The number that process 0 has, in every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    # TensorStore tells at length which part it was about before it comes to the reason.
+    system = re.search(r"([\w ]+) \[os_error_code", text)
+    lines = [system[1].strip()] if system else text.splitlines()
+    return lines[0] if lines else type(error).__name__
