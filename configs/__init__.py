@@ -1,11 +1,32 @@
 """Experiments by name: each module holds one typed CONFIG; its docstring says what to expect."""
 
-from configs import mini_decoder, mini_dossr, mini_prior, mini_rrdb, mini_vae
+from configs import (
+    mini_decoder,
+    mini_dossr,
+    mini_prior,
+    mini_rrdb,
+    mini_vae,
+    sd21_dossr,
+    sd21_dossr_8gpu,
+    sd21_dossr_v5e256,
+    sd21_dossr_v5p64,
+    sd21_dossr_v6e256,
+    sd21_onestep,
+    tiny,
+)
 
-CONFIGS = {
-    "mini_rrdb": mini_rrdb.CONFIG,
-    "mini_vae": mini_vae.CONFIG,
-    "mini_prior": mini_prior.CONFIG,
-    "mini_dossr": mini_dossr.CONFIG,
-    "mini_decoder": mini_decoder.CONFIG,
-}
+MODULES = (
+    tiny,
+    mini_vae,
+    mini_rrdb,
+    mini_prior,
+    mini_dossr,
+    mini_decoder,
+    sd21_dossr,
+    sd21_onestep,
+    sd21_dossr_8gpu,
+    sd21_dossr_v5e256,
+    sd21_dossr_v6e256,
+    sd21_dossr_v5p64,
+)
+CONFIGS = {module.__name__.removeprefix("configs."): module.CONFIG for module in MODULES}

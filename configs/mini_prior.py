@@ -1,17 +1,16 @@
-"""Diffusion prior of dossr-mini.
+"""Diffusion prior of dossr-mini; third of the four stages.
 
-    python train.py --config mini_prior --data BANK --output RUN --init RRDB_MODEL --minutes 20
-
-Two cores of an AMD EPYC, shared with other work: 2162 steps in 20 minutes, two of them for
-latents; validation loss 0.243.
+python train.py --config mini_prior --data DATA --output RUN --init RRDB_MODEL
 """
 
-from configs.mini import MODEL
-from dossr_jax.config import TrainConfig, Window
+from configs.mini import DATA, MODEL
+from dossr_jax.config import OptimizerConfig, TrainConfig
 
 CONFIG = TrainConfig(
     stage="prior",
     model=MODEL,
-    windows=(Window(size=16, batch=8), Window(size=32, batch=2, start=0.5)),
-    learning_rate=1e-3,
+    data=DATA,
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
+    prompts="both",
+    steps=12_000,
 )

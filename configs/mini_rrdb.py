@@ -1,19 +1,15 @@
-"""Pre-restorer of dossr-mini: L1 alone.
+"""Pre-restorer of dossr-mini: L1 alone; second of the four stages.
 
-    python train.py --config mini_rrdb --data BANK --output RUN --init VAE_MODEL --minutes 17
-
-Two cores of an AMD EPYC, shared with other work: 1729 steps in 17 minutes, validation PSNR
-23.4 dB. On 40 held-out crops 23.1 dB where bicubic has 22.4 (preset realesrgan), 23.7 where it has
-23.9 (light).
+python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
 """
 
-from configs.mini import MODEL
-from dossr_jax.config import TrainConfig, Window
+from configs.mini import DATA, MODEL
+from dossr_jax.config import OptimizerConfig, TrainConfig
 
 CONFIG = TrainConfig(
     stage="rrdb",
     model=MODEL,
-    windows=(Window(size=32, batch=16),),
-    learning_rate=1e-3,
-    ema_decay=0.99,
+    data=DATA,
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.995),
+    steps=8000,
 )

@@ -1,18 +1,17 @@
-"""Autoencoder of dossr-mini, from its linear start.
+"""Autoencoder of dossr-mini, from its linear start; first of the four stages.
 
-    python train.py --config mini_vae --data BANK --output RUN --minutes 12
-
-Two cores of an AMD EPYC, shared with other work: 1255 steps in 12 minutes, validation PSNR from
-27.3 dB (the linear start) to 28.3 dB; 31.3 dB PSNR-Y on Kodak24.
+python train.py --config mini_vae --data DATA --output RUN
 """
 
-from configs.mini import MODEL
-from dossr_jax.config import TrainConfig, Window
+import dataclasses
+
+from configs.mini import DATA, MODEL
+from dossr_jax.config import OptimizerConfig, TrainConfig
 
 CONFIG = TrainConfig(
     stage="vae",
     model=MODEL,
-    windows=(Window(size=32, batch=8),),
-    learning_rate=4e-4,
-    warmup=200,
+    data=dataclasses.replace(DATA, batch=8),
+    optimizer=OptimizerConfig(learning_rate=4e-4, warmup=200, betas=(0.9, 0.99), ema_decay=0.995),
+    steps=4000,
 )

@@ -250,47 +250,122 @@ def _coerce(hint: Any, value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Window:
-    """One shape of training batch: `batch` squares of side `size`.
+class DataConfig:
+    """What a training batch is: `batch` samples over all devices and accumulated parts together.
 
-    `size` counts LR pixels in the image stages and latent positions in the others. The shape
-    takes part once `start` of the steps are done; every step draws one of those that do.
+    `crop` is the side of an HR crop in pixels. A sample is cut from its image scaled by a factor
+    drawn from `scale_range` (never below the crop), flipped and turned where `augment`. Images
+    without an LR partner are degraded on the device by one of `presets`, each as likely.
+    `hold_out`: one image in so many, chosen by a hash of its name, is for validation.
     """
 
-    size: int
-    batch: int
-    start: float = 0.0
+    crop: int = 512
+    batch: int = 16
+    presets: tuple[str, ...] = ("realesrgan",)
+    scale_range: tuple[float, float] = (0.5, 1.0)
+    augment: bool = True
+    hold_out: int = 20
+    workers: int = 1
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1 and self.crop >= 1, "batch and crop are 1 or more")
+        _require(len(self.presets) > 0, "presets names no degradation")
+        low, high = self.scale_range
+        _require(0 < low <= high, f"scale_range {low}, {high} is not a range of positive factors")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW after clipping; the rate warms up, then follows a cosine to zero or stays.
+
+    `accumulate` splits a batch into so many parts, run one after the other. `ema_decay` 0 keeps
+    no average.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = 50
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require(self.schedule in ("cosine", "constant"), f"no schedule {self.schedule!r}")
+        _require(self.accumulate >= 1, "accumulate is 1 or more")
+        _require(0 <= self.ema_decay < 1, "ema_decay is from 0 to below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is laid out on devices and computed.
+
+    Parameters and optimiser state are split over `fsdp` devices, batches over all; the number of
+    devices is a multiple of it. What learns is kept in float32, what is frozen in `frozen_dtype`;
+    `dtype` is that of the arithmetic. `remat`: what the backward pass recomputes, "none", all
+    but products of matrices ("dots"), or all inside a stage ("full").
+    """
+
+    fsdp: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        _require(self.fsdp >= 1, "fsdp is 1 or more")
+        for name in ("dtype", "frozen_dtype"):
+            value = getattr(self, name)
+            known = value in ("float32", "bfloat16")
+            _require(known, f"{name} is float32 or bfloat16, not {value!r}")
+        _require(self.remat in ("none", "dots", "full"), f"no remat policy {self.remat!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run of one stage; the optimiser is AdamW, warm-up, then a cosine to zero.
+    """One training run of one stage.
 
-    `crops` is how many crops of the bank a latent stage encodes beforehand. `minutes`, where
-    given, replaces `steps` by as many as fit into that time. `times` is which t the DoSSR stage
-    draws from: "all" T as published, or the first t1 alone, which are all that a sampler visits.
-    `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well.
+    `times`: which t the DoSSR stage draws from, "all" T as published, the first t1 that a sampler
+    of several steps visits ("visited"), or t1 - 1 alone, where a one-step model starts ("start").
+    `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
+    `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
+    "empty" prompt as published, or "both" stored ones, as likely.
+    `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 
     stage: Literal["rrdb", "vae", "prior", "dossr"]
-    model: DoSSRConfig
-    windows: tuple[Window, ...]
-    steps: int = 10_000
-    minutes: float | None = None
-    learning_rate: float = 1e-4
-    warmup: int = 50
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    ema_decay: float = 0.995
+    model: DoSSRConfig = DoSSRConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    steps: int = 50_000
     kl_weight: float = 3e-4
-    times: Literal["all", "visited"] = "all"
+    times: Literal["all", "visited", "start"] = "all"
+    prompts: Literal["empty", "both"] = "empty"
     learn_decoder: bool = False
-    crops: int = 1200
+    lora_rank: int = 0
     seed: int = 0
+    save_every: int = 1000
+    keep: int = 3
+    validate_every: int = 1000
+    log_every: int = 20
 
     def __post_init__(self) -> None:
+        _require(self.stage in ("rrdb", "vae", "prior", "dossr"), f"no stage {self.stage!r}")
+        _require(self.times in ("all", "visited", "start"), f"no times {self.times!r}")
+        _require(self.prompts in ("empty", "both"), f"no prompts {self.prompts!r}")
+        multiple = self.optimizer.accumulate
         _require(
-            any(window.start == 0 for window in self.windows),
-            "no window starts at 0: the first step has no batch shape",
+            self.data.batch % multiple == 0,
+            f"data.batch {self.data.batch} does not divide into {multiple} accumulated parts",
+        )
+        unit = self.model.vae.downscale * self.model.unet.downscale
+        _require(
+            self.data.crop % unit == 0,
+            f"data.crop {self.data.crop} is not a multiple of {unit}, the model's coarsest pixel",
+        )
+        _require(
+            self.stage == "dossr" or not (self.learn_decoder or self.lora_rank),
+            f"learn_decoder and lora_rank are for stage 'dossr', not {self.stage!r}",
         )

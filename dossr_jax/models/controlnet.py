@@ -8,7 +8,7 @@ from jax import Array
 
 from dossr_jax.config import UNetConfig
 from dossr_jax.models.layers import Dtype, Factory
-from dossr_jax.models.unet import Encoder, encoder_channels
+from dossr_jax.models.unet import Encoder, Remat, encoder_channels
 
 
 class ControlNet(nnx.Module):
@@ -20,7 +20,7 @@ class ControlNet(nnx.Module):
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -12,7 +12,7 @@ from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.layers import Dtype
 from dossr_jax.models.rrdbnet import RRDBNet
 from dossr_jax.models.text_encoder import TextEncoder
-from dossr_jax.models.unet import UNet
+from dossr_jax.models.unet import Remat, UNet
 from dossr_jax.models.vae import VAE, VAEEncoder, posterior_mode, posterior_sample
 
 
@@ -29,7 +29,7 @@ class DoSSR(nnx.Module):
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

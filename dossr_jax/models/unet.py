@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from dossr_jax.models.layers import Dtype, Factory, ResBlock, attention, nearest
 _RES_EPSILON = 1e-5
 _TRANSFORMER_EPSILON = 1e-6
 _MAX_PERIOD = 10_000
+
+Remat = Literal["none", "dots", "full"]
+_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 def timestep_embedding(t: Array, dim: int, dtype: Dtype) -> Array:
@@ -187,11 +191,12 @@ def encoder_channels(config: UNetConfig) -> list[int]:
 class Encoder(nnx.Module):
     """Time embedding, first convolution, down levels and middle: the part a ControlNet copies.
 
-    `remat` recomputes each stage in the backward pass instead of keeping its activations.
+    `remat` says what of a stage the backward pass recomputes instead of keeping it: nothing
+    ("none"), all but products of matrices ("dots"), or everything ("full").
     """
 
     def __init__(
-        self, make: Factory, in_channels: int, config: UNetConfig, *, dtype: Dtype, remat: bool
+        self, make: Factory, in_channels: int, config: UNetConfig, *, dtype: Dtype, remat: Remat
     ):
         self.remat = remat
         self.time = TimeEmbedding(make, config.model_channels, config.time_dim, dtype=dtype)
@@ -225,11 +230,13 @@ class Encoder(nnx.Module):
         return skips, run_stage(self.mid, h, temb, context, remat=self.remat), temb
 
 
-def run_stage(stage: Stage | Mid, h: Array, temb: Array, context: Array, *, remat: bool) -> Array:
+def run_stage(stage: Stage | Mid, h: Array, temb: Array, context: Array, *, remat: Remat) -> Array:
     """Call a stage, under rematerialisation if wanted."""
-    if not remat:
+    if remat == "none":
         return stage(h, temb, context)
-    return nnx.remat(lambda module, *args: module(*args))(stage, h, temb, context)
+    return nnx.remat(lambda module, *args: module(*args), policy=_POLICIES[remat])(
+        stage, h, temb, context
+    )
 
 
 class UNet(nnx.Module):
@@ -241,7 +248,7 @@ class UNet(nnx.Module):
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)

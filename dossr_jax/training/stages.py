@@ -1,0 +1,221 @@
+"""What each stage learns from: its inputs, its random draws and its loss, one value a sample.
+
+Everything random about a sample derives from its own key, so that its loss depends neither on
+its place in the batch nor on the number of devices or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dossr_jax.config import TrainConfig
+from dossr_jax.data import degradation
+from dossr_jax.diffusion import process
+from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.errors import UserError
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.vae import posterior, posterior_sample
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, Array]
+
+_DEGRADE, _TIME, _NOISE, _PROMPT = range(4)
+
+
+class Inputs(NamedTuple):
+    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key each (b,)."""
+
+    hr: Array
+    lr: Array
+    keys: Array
+
+
+def fold(keys: Array, data: int) -> Array:
+    """Keys (b,) for one purpose out of the samples' keys."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def lr_scale(config: TrainConfig) -> int:
+    """Side of an HR crop in sides of its LR partner, which the degradation decides.
+
+    Raises:
+      UserError: unknown presets, or a pre-restorer that makes more pixels than the HR crop has.
+    """
+    unknown = set(config.data.presets) - set(degradation.PRESETS)
+    if unknown:
+        known = ", ".join(degradation.PRESETS)
+        raise UserError(f"data.presets: no {', '.join(sorted(unknown))}; there are {known}")
+    scale = degradation.PRESETS[config.data.presets[0]].scale
+    if config.model.rrdb.scale > scale:
+        raise UserError(
+            f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
+            f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
+        )
+    return scale
+
+
+def make_inputs(config: TrainConfig, seed_key: Array) -> Callable[[Batch], Inputs]:
+    """Function from a batch (dossr_jax.data.pipeline) to the stage's inputs.
+
+    Images without LR partners are degraded here, on the device.
+    """
+    scale = lr_scale(config)
+    table = degradation.make_table(config.data.presets)
+
+    def inputs(batch: Batch) -> Inputs:
+        keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
+        hr = batch["hr"].astype(jnp.float32) / 255
+        if "lr" in batch:
+            lr = batch["lr"].astype(jnp.float32) / 255
+        elif config.stage in ("rrdb", "dossr"):
+            lr = degradation.degrade(fold(keys, _DEGRADE), hr, table, scale=scale)
+        else:
+            lr = hr  # the stage does not look at it
+        return Inputs(hr, lr, keys)
+
+    return inputs
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+
+def mean_of(x: Array) -> Array:
+    """Mean over all but the first axis, in float32."""
+    return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim)))
+
+
+def _psnr(a: Array, b: Array) -> Array:
+    """PSNR in dB (b,) of images in [0, 1]; `a` is clipped to it."""
+    return -10 * jnp.log10(mean_of((jnp.clip(a.astype(jnp.float32), 0, 1) - b) ** 2) + 1e-10)
+
+
+def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
+
+
+def pre_restore(model: DoSSR, lr: Array, size: tuple[int, int]) -> Array:
+    """The pre-restorer's output, not clipped, enlarged to (b, *size, 3) where it is smaller."""
+    out = model.rrdb(lr)
+    if out.shape[1:3] != size:
+        out = jax.image.resize(out, (out.shape[0], *size, out.shape[-1]), "cubic")
+    return out
+
+
+def rrdb_loss(
+    model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
+) -> tuple[Array, Metrics]:
+    """Mean |HR - RRDB(LR)|."""
+    del t, config
+    out = pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+    return mean_of(jnp.abs(inputs.hr - out)), {"psnr": _psnr(out, inputs.hr)}
+
+
+def vae_loss(
+    model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
+) -> tuple[Array, Metrics]:
+    """L1 of the image and of its differences, plus the posterior's KL to a unit normal.
+
+    The differences weigh edges and texture, a few dark pixels among the many of flat areas.
+    """
+    del t
+    image = 2 * inputs.hr - 1
+    moments = model.vae.encode(image).astype(jnp.float32)
+    mean, logvar = posterior(moments)
+    out = model.vae.decode(posterior_sample(moments, _normal(inputs.keys, mean.shape[1:])))
+    error = image - out.astype(jnp.float32)
+    edges = sum(mean_of(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+    kl = 0.5 * mean_of(mean**2 + jnp.exp(logvar) - 1 - logvar)
+    loss = mean_of(jnp.abs(error)) + 0.5 * edges + config.kl_weight * kl
+    return loss, {"psnr": _psnr((out + 1) / 2, inputs.hr), "kl": kl}
+
+
+def draw_times(keys: Array, config: TrainConfig) -> Array:
+    """Times (b,) int32 that a latent stage trains at."""
+    schedule = make_schedule(config.model.process)
+    times = len(schedule.alpha) if config.stage == "prior" or config.times == "all" else schedule.t1
+    low = times - 1 if config.times == "start" and config.stage == "dossr" else 0
+    draw = jax.vmap(lambda key: jax.random.randint(key, (), low, times))
+    return draw(fold(keys, _TIME))
+
+
+def _levels(schedule: Schedule, t: Array) -> tuple[Array, Array, Array]:
+    """alpha, sigma, eta at times t (b,), each (b, 1, 1, 1)."""
+    tables = schedule.alpha, schedule.sigma, schedule.eta
+    return tuple(process.gather(jnp.asarray(table, jnp.float32), t) for table in tables)
+
+
+def _contexts(model: DoSSR, keys: Array, config: TrainConfig) -> Array:
+    """Prompt embedding (b, m, d) of every sample."""
+    empty = jnp.broadcast_to(model.negative_context[...], (len(keys), *model.context.shape))
+    if config.prompts == "empty":
+        return empty
+    stored = jax.vmap(jax.random.bernoulli)(fold(keys, _PROMPT))
+    return jnp.where(stored[:, None, None], model.context[...][None], empty)
+
+
+def _latents(model: DoSSR, image: Array) -> Array:
+    """Scaled posterior modes, float32, of images in [0, 1]."""
+    return model.latents(model.vae.encode(2 * image - 1).astype(jnp.float32))
+
+
+def prior_latent_loss(model: DoSSR, x0: Array, context: Array, t: Array, eps: Array) -> Array:
+    """Plain diffusion (DDPM, arXiv 2006.11239): mean squared error (b,) of the predicted noise."""
+    alpha, sigma, eta = _levels(make_schedule(model.config.process).no_shift(), t)
+    x = process.q_sample(x0, x0, alpha, sigma, eta, eps)
+    return mean_of((model.predict_noise(x, t, context, None).astype(jnp.float32) - eps) ** 2)
+
+
+def dossr_latent_loss(
+    model: DoSSR, x0: Array, x_lr: Array, hint: Array, context: Array, t: Array, eps: Array
+) -> Array:
+    """Mean |x0 - D| (b,) on the shifted process (DoSSR, arXiv 2409.17778).
+
+    Args:
+      x0, x_lr: scaled latents (b, h, w, z) of the HR and of the pre-restored image.
+      hint: what the ControlNet sees: x_lr but for a hint encoder of its own.
+      context: (b, m, d). t: (b,) integers. eps: standard normal, as x0.
+    """
+    alpha, sigma, eta = _levels(make_schedule(model.config.process), t)
+    x = process.q_sample(x0, x_lr, alpha, sigma, eta, eps)
+    out = model.predict_noise(x, t, context, hint).astype(jnp.float32)
+    return process.training_loss(out, x, x0, alpha, sigma, per_sample=True)
+
+
+def prior_loss(
+    model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
+) -> tuple[Array, Metrics]:
+    """:func:`prior_latent_loss` of HR images."""
+    x0 = _latents(model, inputs.hr)
+    t = draw_times(inputs.keys, config) if t is None else t
+    eps, context = _normal(inputs.keys, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    return prior_latent_loss(model, x0, context, t, eps), {}
+
+
+def dossr_loss(
+    model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
+) -> tuple[Array, Metrics]:
+    """:func:`dossr_latent_loss` of HR images and their pre-restored LR partners.
+
+    As published, x_lr is the posterior's mode here and the pre-restored image is not clipped.
+    """
+    x0 = _latents(model, inputs.hr)
+    moments, hint = model.encode(pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
+    x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in (moments, hint))
+    t = draw_times(inputs.keys, config) if t is None else t
+    eps, context = _normal(inputs.keys, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    loss = dossr_latent_loss(model, x0, x_lr, hint, context, t, eps)
+    return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
+
+
+LossFn = Callable[[DoSSR, Inputs, Array | None, TrainConfig], tuple[Array, Metrics]]
+STAGES: dict[str, LossFn] = {
+    "rrdb": rrdb_loss,
+    "vae": vae_loss,
+    "prior": prior_loss,
+    "dossr": dossr_loss,
+}

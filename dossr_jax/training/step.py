@@ -1,0 +1,128 @@
+"""The pure training step and its twin that only measures."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from dossr_jax import parallel
+from dossr_jax.config import TrainConfig
+from dossr_jax.training.params import Params, averaged_model, build, gather
+from dossr_jax.training.stages import STAGES, Batch, Metrics, make_inputs
+from dossr_jax.training.state import TrainState, learning_rate, make_optimizer
+
+_EMA_WARMUP = 10
+
+
+def make_train_step(
+    config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step (state, batch) -> (state, metrics), jitted; it donates the state.
+
+    A batch is what dossr_jax.data.pipeline yields, as global arrays. Metrics are means over it:
+    `loss`, those of the stage, `grad_norm` before clipping and the learning `rate`.
+    """
+    loss_fn = STAGES[config.stage]
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    rate = learning_rate(config.optimizer, config.steps)
+    parts = config.optimizer.accumulate
+
+    def grads_of(
+        state: TrainState, frozen: Params, key: Array, batch: Batch
+    ) -> tuple[Params, Metrics]:
+        """Gradient of the mean loss of a batch, and its metrics."""
+
+        def mean_loss(learn: Params) -> tuple[Array, Metrics]:
+            model = build(graphdef, {**frozen, **gather(learn, config, mesh)})
+            loss, metrics = loss_fn(model, make_inputs(config, key)(batch), None, config)
+            return jnp.mean(loss), {k: jnp.mean(v) for k, v in metrics.items()} | {
+                "loss": jnp.mean(loss)
+            }
+
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(state.learn)
+        return jax.lax.with_sharding_constraint(
+            grads, parallel.state_shardings(grads, mesh)
+        ), metrics
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+        frozen = gather(state.frozen, config, mesh)
+        one = functools.partial(grads_of, state, frozen, key)
+        if parts == 1:
+            grads, metrics = one(batch)
+        else:
+            grads, metrics = _accumulated(one, batch, parts, mesh)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.learn)
+        learn = optax.apply_updates(state.learn, updates)
+        metrics |= {"grad_norm": optax.tree.norm(grads), "rate": rate(state.step)}
+        new = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            learn=learn,
+            ema=_averaged(config.optimizer.ema_decay, state, learn),
+            opt_state=opt_state,
+            frozen=state.frozen,
+        )
+        return jax.lax.with_sharding_constraint(new, parallel.state_shardings(new, mesh)), metrics
+
+    return train_step
+
+
+def _accumulated(
+    grads_of: Callable[[Batch], tuple[Params, Metrics]], batch: Batch, parts: int, mesh: Mesh
+) -> tuple[Params, Metrics]:
+    """Mean gradient and metrics of a batch that is worked on in parts, one after the other."""
+
+    def split(x: Array) -> Array:
+        # Part i takes every parts-th sample from i on: all of them stay on the device they are on.
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(mesh, axis=1))
+
+    batches = {name: split(x) for name, x in batch.items()}
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype),
+        jax.eval_shape(grads_of, {name: x[0] for name, x in batches.items()}),
+    )
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grads_of(part)), None
+
+    total, _ = jax.lax.scan(add, zeros, batches)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _averaged(decay: float, state: TrainState, learn: Params) -> Params:
+    """Exponential moving average; early on it follows closely, or it would remember the start."""
+    if not decay:
+        return {}
+    decay = jnp.minimum(decay, (1 + state.step) / (_EMA_WARMUP + state.step))
+    return {name: p + decay * (state.ema[name] - p) for name, p in learn.items()}
+
+
+def make_eval_step(
+    config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[TrainState, Batch, Array | None], Metrics]:
+    """The jitted function (state, batch, t) -> metrics of every sample, each (b,).
+
+    It takes the averaged weights; t (b,) int32 are the times of a latent stage, None draws them.
+    The draws depend on the samples' numbers and the run's key alone.
+    """
+    loss_fn = STAGES[config.stage]
+
+    @jax.jit
+    def eval_step(state: TrainState, batch: Batch, t: Array | None) -> Metrics:
+        key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+        model = averaged_model(config, graphdef, mesh, state)
+        loss, metrics = loss_fn(model, make_inputs(config, key)(batch), t, config)
+        return metrics | {"loss": loss}
+
+    return eval_step

@@ -1,0 +1,40 @@
+"""Model files of our own: arrays by name with the configuration inside.
+
+One `.safetensors` file (the config in its metadata) or one Orbax checkpoint folder. Names are
+the module paths joined by dots; `buffers.*` carries the tensors of a PyTorch checkpoint that hold
+no learning, under their own names, so that a way back loses nothing. Files are read as data,
+never as code, and every write goes to a temporary name first.
+"""
+
+from dossr_jax.weights.files import ModelFile, load_model, open_model, save_model
+from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for, read_config
+from dossr_jax.weights.orbax import read_orbax, save_orbax
+from dossr_jax.weights.params import (
+    abstract_model,
+    check_names,
+    fill,
+    make_abstract,
+    names_and_params,
+)
+from dossr_jax.weights.safetensors import SafetensorsFile, Tensor, write_safetensors
+
+__all__ = [
+    "BUFFER_PREFIX",
+    "FORMAT",
+    "ModelFile",
+    "SafetensorsFile",
+    "Tensor",
+    "abstract_model",
+    "check_names",
+    "fill",
+    "load_model",
+    "make_abstract",
+    "metadata_for",
+    "names_and_params",
+    "open_model",
+    "read_config",
+    "read_orbax",
+    "save_model",
+    "save_orbax",
+    "write_safetensors",
+]

@@ -1,0 +1,166 @@
+"""Model files as Orbax checkpoint folders, a group of tensors at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dossr_jax.config import DoSSRConfig
+from dossr_jax.errors import UserError
+from dossr_jax.weights.header import metadata_for, read_config
+from dossr_jax.weights.safetensors import Tensor
+
+_CONFIG_FILE = "dossr_jax.json"
+# Bytes of an Orbax checkpoint that are written or read at once; every write of a group rewrites
+# the index of all before it.
+_GROUP_BYTES = 2**26
+
+
+class _Leaf:
+    """A tensor of a checkpoint tree that is read when its turn to be written comes."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], name: str):
+        self.arrays, self.name = arrays, name
+
+
+class _LeafHandler(ocp.type_handlers.NumpyHandler):
+    """Writes leaves as NumPy arrays, a group at a time; Orbax's own holds all of them, twice."""
+
+    async def serialize(
+        self,
+        values: Sequence[_Leaf],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> Sequence[ocp.future.Future]:
+        start, group, size = 0, [], 0
+        for stop, leaf in enumerate(values, 1):
+            group.append(np.asarray(leaf.arrays[leaf.name], order="C"))
+            size += group[-1].nbytes
+            if size >= _GROUP_BYTES or stop == len(values):
+                part = slice(start, stop)
+                for future in await super().serialize(group, infos[part], args and args[part]):
+                    future.result()
+                start, group, size = stop, [], 0
+        return []
+
+
+def save_orbax(path: str | Path, config: DoSSRConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    """Save arrays by dotted name as an Orbax checkpoint folder with the config inside.
+
+    Each array is looked up once, when it is written, and then let go, so that a mapping which
+    reads its values on access never has more than a group of them in memory.
+
+    Raises:
+      UserError: the folder exists or cannot be written.
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise UserError(f"{path}: exists already; remove it or choose another name")
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (_Leaf, _LeafHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # without it Orbax logs a warning
+    )
+    work = None
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = {name: _Leaf(arrays, name) for name in arrays}
+            checkpointer.save(work / "arrays", args=ocp.args.PyTreeSave(tree))
+        header = metadata_for(config) | {"files": _sizes(work)}
+        (work / _CONFIG_FILE).write_text(json.dumps(header))
+        work.chmod(0o755)
+        os.replace(work, path)
+    except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be written ({reason}); free space or choose another place"
+        ) from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
+    """Configuration and arrays (on the host) of a folder that :func:`save_orbax` wrote.
+
+    Raises:
+      UserError: not such a folder, or a damaged one.
+    """
+    path = Path(path).absolute()
+    header = path / _CONFIG_FILE
+    if not header.is_file():
+        raise UserError(f"{path}: no dossr_jax checkpoint (there is no {_CONFIG_FILE} in it)")
+    try:
+        metadata = json.loads(header.read_text())
+        config = read_config(path, metadata)
+        _check_sizes(path, metadata["files"])
+        arrays: dict[str, np.ndarray] = {}
+        with _no_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            # Of a damaged folder Orbax logs what is wrong and returns None.
+            index = checkpointer.metadata(path / "arrays").item_metadata
+            if index is None:
+                raise ValueError("its arrays have no readable index")
+            tree = index.tree
+            for names in _groups(tree):
+                target = {name: np.empty(tree[name].shape, tree[name].dtype) for name in names}
+                kinds = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+                arrays |= checkpointer.restore(
+                    path / "arrays",
+                    args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: damaged checkpoint ({first}); convert or copy it again"
+        ) from error
+    return config, arrays
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
+    # Orbax reads truncated files in many threads, each of which prints its own traceback.
+    found = _sizes(folder)
+    for name, size in sizes.items():
+        if found.get(name) != size:
+            raise ValueError(f"{name} has {found.get(name, 'no')} bytes where {size} should be")
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep Orbax from logging what the error says better."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _groups(tree: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names in groups of about _GROUP_BYTES."""
+    group: list[str] = []
+    size = 0
+    for name, leaf in tree.items():
+        group.append(name)
+        size += int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+        if size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
