@@ -1,0 +1,265 @@
+"""Training batches: one fixed, infinite sequence of samples for a source and a seed.
+
+Sample number n is the n-th image of an order that is drawn anew for every epoch, cut, flipped
+and turned by random numbers of n alone. Any process can therefore begin at any sample, and what
+a batch holds depends neither on the number of processes nor of workers. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from dossr_jax import image_io
+from dossr_jax.config import DataConfig
+from dossr_jax.data import worker
+from dossr_jax.data.sources import SCALE, Record, Source
+from dossr_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+# So many images in a row that cannot be used are no accident.
+_MAX_SKIPS = 1000
+_FOREVER = 2**50  # samples; Grain's own infinity overflows in batches
+_NAMED = 20  # skipped images that get a line in the log
+
+
+class _Sample(NamedTuple):
+    record: Record
+    number: int
+    skipped: dict[str, str]
+
+
+class _Read:
+    """Sample number and image index -> image, or the next one in the stream that can be used."""
+
+    def __init__(self, source: Source, order: grain.MapDataset, crop: int):
+        self.source = source
+        self.order = order
+        self.crop = crop
+
+    def __call__(self, number: int, index: int) -> _Sample:
+        skipped = {}
+        for ahead in range(1, min(len(self.source), _MAX_SKIPS) + 1):
+            try:
+                record = self.source[index]
+            except UserError as error:
+                skipped[f"image {index}"] = str(error)
+            else:
+                height, width = record.hr.shape[:2]
+                if min(height, width) >= self.crop:
+                    return _Sample(record, number, skipped)
+                skipped[record.name] = f"{record.name}: {width}x{height} is less than a crop"
+            index = self.order[number + ahead]
+        reasons = next(iter(skipped.values()))
+        raise UserError(
+            f"{self.source.path}: {len(skipped)} images in a row cannot be used, the first because "
+            f"of {reasons}; replace them, or lower data.crop ({self.crop})"
+        )
+
+
+class _Cut:
+    """Sample -> a square crop of its image at a random scale, flipped and turned."""
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+
+    def __call__(self, sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
+        images = self._crop(sample.record, rng)
+        if self.config.augment:
+            mirror, turns = rng.integers(2), int(rng.integers(4))
+            images = {
+                name: np.rot90(image[:, ::-1] if mirror else image, turns)
+                for name, image in images.items()
+            }
+        return images | {"id": np.uint32(sample.number % 2**32), "skipped": sample.skipped}
+
+    def _crop(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        crop = self.config.crop
+        height, width = record.hr.shape[:2]
+        if record.lr is not None:
+            # Not scaled: that would change the very degradation that the pair is there to show.
+            low = crop // SCALE
+            y, x = rng.integers(height // SCALE - low + 1), rng.integers(width // SCALE - low + 1)
+            y_hr, x_hr = SCALE * y, SCALE * x
+            return {
+                "hr": record.hr[y_hr : y_hr + crop, x_hr : x_hr + crop],
+                "lr": record.lr[y : y + low, x : x + low],
+            }
+        scale = max(rng.uniform(*self.config.scale_range), crop / min(height, width))
+        side = min(round(crop / scale), height, width)
+        y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        return {"hr": image_io.resample(record.hr[y : y + side, x : x + side], crop, crop)}
+
+
+def _stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    skipped = {name: why for sample in samples for name, why in sample["skipped"].items()}
+    arrays = samples[0].keys() - {"skipped"}
+    return {n: np.stack([s[n] for s in samples]) for n in sorted(arrays)} | {"skipped": skipped}
+
+
+class Batches:
+    """Iterator over the batches of one process; never ends.
+
+    A batch is a dict of `hr` uint8 (b, crop, crop, 3), in paired data also `lr` uint8
+    (b, crop/4, crop/4, 3), and `id` uint32 (b,), the samples' numbers modulo 2^32. Of a batch of
+    `config.batch` samples that starts at sample s, process p of P has s + p*b and the b - 1 after
+    it, where b = config.batch / P.
+
+    Images that cannot be decoded, or are smaller than a crop, are replaced by the next one in the
+    stream that can be used; `skipped` names those that this process has met and says why.
+    `waited` is the time in seconds spent waiting for batches so far.
+
+    Args:
+      source: where images come from.
+      config: what a batch is.
+      seed: of order, crops, flips and turns.
+      start: number of the sample to start from; see `start_of`.
+      process: number of this process and their count.
+
+    Raises:
+      UserError: also from next(): nothing usable is left, or a worker process died.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        *,
+        seed: int,
+        start: int = 0,
+        process: tuple[int, int] = (0, 1),
+    ):
+        index, count = process
+        if config.batch % count:
+            raise UserError(
+                f"data.batch {config.batch} does not divide among {count} processes; change it"
+            )
+        if config.crop % SCALE:
+            raise UserError(f"data.crop {config.crop} is not a multiple of {SCALE}; change it")
+        self.skipped: dict[str, str] = {}
+        self.waited = 0.0
+        self._batch = config.batch
+        self._samples = start
+        self._about = _about(source, seed)
+        # In a list of its own, which is emptied when this object goes or Python ends: Grain's
+        # iterators cannot be closed, or even deleted, once Python has begun to take modules down.
+        self._open = [iter(_make_stream(source, config, seed, start, index, count))]
+        self._finalizer = weakref.finalize(self, _close_all, self._open)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._open:
+            raise ValueError("these batches have been closed")
+        began = time.perf_counter()
+        try:
+            batch = next(self._open[0])
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                f"a data worker died ({error}); it may have run out of memory: lower data.workers "
+                "or data.prefetch"
+            ) from error
+        self.waited += time.perf_counter() - began
+        self._samples += self._batch
+        self._report(batch.pop("skipped"))
+        return batch
+
+    def _report(self, skipped: Mapping[str, str]) -> None:
+        for name, why in skipped.items():
+            if name in self.skipped:
+                continue
+            self.skipped[name] = why
+            if len(self.skipped) <= _NAMED:
+                _log.warning("skipped an image: %s", why)
+            if len(self.skipped) == _NAMED:
+                _log.warning("more images that cannot be used are counted, but not named")
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, ready for JSON; equal in all processes after equal steps."""
+        return {"samples": self._samples, **self._about}
+
+    def close(self) -> None:
+        """Stop reading ahead and end the workers."""
+        self._finalizer()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+def start_of(state: Mapping[str, Any], source: Source, *, seed: int) -> int:
+    """The `start` that continues a stream from a state of it, saved by any number of processes.
+
+    Raises:
+      UserError: the state is of another seed or of other images.
+    """
+    about = _about(source, seed)
+    names = {
+        "seed": "seed",
+        "images": "number of images",
+        "fingerprint": "fingerprint of the images",
+    }
+    changes = [
+        f"{name} was {state[key]}, is {about[key]}"
+        for key, name in names.items()
+        if state[key] != about[key]
+    ]
+    if changes:
+        raise UserError(
+            f"{source.path}: not the data of this run, which was begun on {state['path']} "
+            f"({', '.join(changes)}); give it that data, or start a new run"
+        )
+    return int(state["samples"])
+
+
+def _about(source: Source, seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "images": len(source),
+        "fingerprint": source.fingerprint,
+        "path": str(source.path),
+    }
+
+
+def _make_stream(
+    source: Source, config: DataConfig, seed: int, start: int, index: int, count: int
+) -> grain.IterDataset:
+    epochs = _FOREVER // len(source) + 1
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
+    samples = order.map_with_index(_Read(source, order, config.crop)).random_map(_Cut(config))
+    batches = samples[start:].batch(config.batch // count, batch_fn=_stack)[index::count]
+    if config.workers == 0:
+        # More threads than one would only take turns: decoders hold Python's lock.
+        threads = min(1, config.prefetch)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
+        return batches.to_iter_dataset(options)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, which keep their defaults.
+    worker.start_workers_from_here()
+    each = max(1, math.ceil(config.prefetch / config.workers))
+    workers = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=each)
+    # Batches go through pipes: shared memory is often limited to 64 MB in containers, where
+    # running out of it kills a process, and it stays behind when a process is killed.
+    through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    stream = grain.experimental.WithOptionsIterDataset(stream, through_pipes)
+    return stream.mp_prefetch(workers, worker_init_fn=worker.begin)

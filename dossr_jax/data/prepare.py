@@ -1,0 +1,282 @@
+"""Cut photos into tiles and pack them into a TFDS data set that trains without a decoding bill.
+
+    python -m dossr_jax.data.prepare PHOTOS OUT --tile 256
+
+PHOTOS is a folder of images or of LR/HR pairs. OUT becomes a data set in ArrayRecord form with
+features `hr`, `name` and, for pairs, `lr`; OUT/prepare.json says what went in and what was left
+out. Interrupted at any moment, the same command goes on where it stopped and ends with the same
+bytes. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
+
+from dossr_jax.data import worker
+from dossr_jax.data.sources import (
+    FEATURES_FILE,
+    INFO_FILE,
+    SPLITS,
+    UNFINISHED,
+    Images,
+    Split,
+    list_images,
+    listed,
+    split_of,
+)
+from dossr_jax.data.tiles import Options, Tally, make_examples
+from dossr_jax.errors import UserError
+
+REPORT_FILE = "prepare.json"
+_NAME = "photos"
+_SHARD_PHOTOS = 32  # work that an interruption may cost a worker
+_MAX_SHARDS = 512  # a reader keeps every shard open
+
+
+class Shard(NamedTuple):
+    """A file of the data set: number `index` of its split, made of the photos `photos`."""
+
+    split: Split
+    index: int
+    photos: Images
+
+    @property
+    def file(self) -> str:
+        return f"{_NAME}-{self.split}.array_record-{self.index:05d}"
+
+
+def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[str, Any]:
+    """Build the data set `out`, or what is still missing of it; returns its report.
+
+    Raises:
+      UserError: no photos, none that yields a tile for training, `out` belongs to something
+        else, or it cannot be written.
+    """
+    images = list_images(photos)
+    plan = {
+        "photos": len(images),
+        "fingerprint": images.fingerprint,
+        "paired": images.paired,
+        **dataclasses.asdict(options),
+    }
+    plan = json.loads(json.dumps(plan))
+    work = out / UNFINISHED
+    try:
+        if _is_finished(out, plan):
+            shutil.rmtree(work, ignore_errors=True)
+            return json.loads((out / REPORT_FILE).read_text())
+        work.mkdir(parents=True, exist_ok=True)
+        _write(work / REPORT_FILE, plan)
+        shards = list(_make_shards(images, options))
+        _write_shards(shards, out, options, workers)
+        report = _finish(shards, out, plan)
+        shutil.rmtree(work)
+    except OSError as error:
+        raise UserError(
+            f"{out}: {error.strerror or error}; free disk space or choose another"
+        ) from error
+    return report
+
+
+def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
+    """Whether `out` is the finished data set of this plan; UserError where it is another's."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    finished = (out / INFO_FILE).exists()
+    begun = out / REPORT_FILE if finished else out / UNFINISHED / REPORT_FILE
+    if not begun.exists():
+        if sorted(p.name for p in out.iterdir()) == [UNFINISHED]:
+            return False
+        raise UserError(f"{out}: not empty, and not begun by this command; choose another folder")
+    before = json.loads(begun.read_text())
+    changes = [f"{k} was {before.get(k)}, is {v}" for k, v in plan.items() if before.get(k) != v]
+    if changes:
+        raise UserError(
+            f"{out}: begun otherwise ({', '.join(changes)}); choose another folder or remove it"
+        )
+    return finished
+
+
+def _make_shards(images: Images, options: Options) -> Iterator[Shard]:
+    """Photos of each split in an order of their names' hashes, so that every shard is a mixture."""
+    names = images.names
+
+    def rank(photo: int) -> bytes:
+        return hashlib.sha256(f"{options.seed}/{names[photo]}".encode()).digest()
+
+    for split in SPLITS:
+        chosen = [i for i, name in enumerate(names) if split_of(name, options.hold_out) == split]
+        chosen.sort(key=rank)
+        size = max(_SHARD_PHOTOS, math.ceil(len(chosen) / _MAX_SHARDS))
+        for index, start in enumerate(range(0, len(chosen), size)):
+            yield Shard(split, index, images.take(chosen[start : start + size]))
+
+
+def _write_shards(shards: Sequence[Shard], out: Path, options: Options, workers: int) -> None:
+    missing = [shard for shard in shards if not _tally_of(shard, out).exists()]
+    bar = tqdm(total=sum(len(s.photos) for s in shards), desc="photos", unit="")
+    bar.update(bar.total - sum(len(shard.photos) for shard in missing))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=worker.end_with_parent
+    )
+    try:
+        jobs = {pool.submit(_write_shard, shard, out, options): shard for shard in missing}
+        for job in as_completed(jobs):
+            job.result()
+            bar.update(len(jobs[job].photos))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{out}: a worker died, it may have run out of memory; run it with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+def _tally_of(shard: Shard, out: Path) -> Path:
+    """The file that says that a shard is complete, and what is in it."""
+    return out / UNFINISHED / f"{shard.file}.json"
+
+
+def _write_shard(shard: Shard, out: Path, options: Options) -> None:
+    tally = Tally()
+    temporary = out / UNFINISHED / f"{shard.file}.{os.getpid()}"
+    try:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1,uncompressed")
+        for example in make_examples(shard.photos, options, tally):
+            writer.write(example)
+            tally.records += 1
+            tally.bytes += len(example)
+        writer.close()  # what went wrong in writing is raised here
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, out / shard.file)
+    _write(_tally_of(shard, out), dataclasses.asdict(tally))
+
+
+def _finish(shards: Sequence[Shard], out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Write what makes the shards a data set; the file that openers look for comes last."""
+    tallies = [Tally(**json.loads(_tally_of(shard, out).read_text())) for shard in shards]
+    splits = []
+    for split in SPLITS:
+        own = [tally for s, tally in zip(shards, tallies, strict=True) if s.split == split]
+        if any(tally.records for tally in own):
+            splits.append(
+                {
+                    "name": split,
+                    "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+                    "shardLengths": [str(tally.records) for tally in own],
+                    "numBytes": str(sum(tally.bytes for tally in own)),
+                }
+            )
+    report = plan | {
+        "records": {s["name"]: sum(map(int, s["shardLengths"])) for s in splits},
+        "flat_tiles": sum(tally.flat_tiles for tally in tallies),
+        "too_small": sorted(name for tally in tallies for name in tally.too_small),
+        "undecodable": dict(sorted(i for tally in tallies for i in tally.undecodable.items())),
+    }
+    if "train" not in report["records"]:
+        raise UserError(
+            f"{out}: no tile for training: {_summary(report)}; remove it, and add larger, sharper "
+            "photos or lower --tile"
+        )
+    _write(out / FEATURES_FILE, _features(plan["paired"]))
+    _write(out / REPORT_FILE, report)
+    info = {"name": _NAME, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    info["description"] = "Tiles of photos, encoded without loss, for training super-resolution."
+    _write(out / INFO_FILE, info)
+    return report
+
+
+def _features(paired: bool) -> dict[str, Any]:
+    """features.json of TFDS: images of any size and the name of the tile."""
+    package = "tensorflow_datasets.core.features"
+    image = {
+        "pythonClassName": f"{package}.image_feature.Image",
+        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"},
+    }
+    text = {"pythonClassName": f"{package}.text_feature.Text", "text": {}}
+    features = {"hr": image, "name": text} | ({"lr": image} if paired else {})
+    return {
+        "pythonClassName": f"{package}.features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _summary(report: dict[str, Any]) -> str:
+    tiles = ", ".join(f"{n} {split}" for split, n in report["records"].items()) or "no"
+    parts = [
+        f"{tiles} tiles of {report['photos']} photos",
+        f"{report['flat_tiles']} flat ones left",
+    ]
+    parts[1] += " out"
+    if report["too_small"]:
+        parts.append(f"{len(report['too_small'])} photos too small: {listed(report['too_small'])}")
+    if report["undecodable"]:
+        reasons = list(report["undecodable"].values())
+        parts.append(f"{len(reasons)} files undecodable: {listed(reasons)}")
+    return "; ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    defaults = Options()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, help="folder of images, or of LR/HR pairs")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--tile", type=int, default=defaults.tile, help="side of a tile in pixels")
+    parser.add_argument(
+        "--halve-above",
+        type=float,
+        metavar="MEGAPIXELS",
+        default=defaults.halve_above,
+        help="halve photos from this size on; 0: none",
+    )
+    parser.add_argument(
+        "--halve", nargs="*", metavar="PATTERN", default=(), help="halve photos with such names"
+    )
+    parser.add_argument(
+        "--hold-out", type=int, default=defaults.hold_out, help="one in so many is for validation"
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of photos")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    args = parser.parse_args(argv)
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
+    try:
+        options = Options(**values | {"halve": tuple(args.halve)})
+        report = prepare(args.photos, args.out, options, workers=max(1, args.workers))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(_summary(report))
+
+
+if __name__ == "__main__":
+    main()

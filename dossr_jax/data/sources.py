@@ -1,0 +1,328 @@
+"""Where training images come from: a folder, paired LR/HR folders, or a prepared data set.
+
+Every source gives random access to decoded images, can be pickled, and knows which of its images
+belong to training and which to validation. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf.message import DecodeError
+from PIL import Image
+
+from dossr_jax import image_io
+from dossr_jax.data import examples
+from dossr_jax.errors import UserError
+
+SCALE = 4
+SPLITS = ("train", "validation")
+INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
+UNFINISHED = "unfinished"  # folder inside a data set that is still being prepared
+
+Split = Literal["train", "validation"]
+
+_log = logging.getLogger(__name__)
+_HR = re.compile(r"hr|gt", re.IGNORECASE)
+_LR = re.compile(r"lr(_?x?4)?", re.IGNORECASE)
+_LISTED = 5  # file names in a message
+
+
+class Record(NamedTuple):
+    """One image: `hr` (h, w, 3) uint8 and, in paired data, `lr` (h/4, w/4, 3) uint8."""
+
+    name: str
+    hr: np.ndarray
+    lr: np.ndarray | None
+
+
+class Source(Protocol):
+    """Images by number.
+
+    `fingerprint` is equal for equal data, wherever it lies; `path` is for messages. Reading an
+    image that cannot be decoded raises UserError.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def split_of(name: str, hold_out: int) -> Split:
+    """The split of a photo, by a hash of its file name: stable under added and moved photos.
+
+    One photo in `hold_out` is for validation, none where that is 0.
+    """
+    digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
+    return SPLITS[hold_out > 0 and int.from_bytes(digest[:4], "big") % hold_out == 0]
+
+
+def open_source(path: Path, *, split: Split, hold_out: int) -> Source:
+    """The images of `path` that belong to `split`.
+
+    A folder with a dataset_info.json is a data set with splits of its own; in any other, one image
+    in `hold_out` is for validation.
+
+    Raises:
+      UserError: there is nothing there, or nothing of that split, or it is damaged.
+    """
+    if (path / INFO_FILE).exists():
+        return Prepared(path, split)
+    if (path / UNFINISHED).exists():
+        raise UserError(f"{path}: not finished; run python -m dossr_jax.data.prepare on it again")
+    everything = list_images(path)
+    chosen = [i for i, name in enumerate(everything.names) if split_of(name, hold_out) == split]
+    if not chosen:
+        raise UserError(
+            f"{path}: none of its {len(everything)} images is for {split} at hold_out {hold_out}; "
+            "add images or change hold_out"
+        )
+    return everything.take(chosen)
+
+
+class Images:
+    """Image files below a folder, by sorted name, with LR partners where the folder holds pairs.
+
+    `entries` are paths relative to `path`, of an HR image and of its partner or None.
+    """
+
+    def __init__(self, path: Path, entries: Sequence[tuple[str, str | None]]):
+        self.path = path
+        self.entries = list(entries)
+
+    @property
+    def paired(self) -> bool:
+        return self.entries[0][1] is not None
+
+    @property
+    def names(self) -> list[str]:
+        return [hr for hr, _ in self.entries]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name in (name for entry in self.entries for name in entry if name is not None):
+            digest.update(f"{name}\0{_size_of(self.path / name)}\0".encode())
+        return digest.hexdigest()[:16]
+
+    def take(self, indices: Iterable[int]) -> Images:
+        """A source of some of the images."""
+        return Images(self.path, [self.entries[i] for i in indices])
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Record:
+        hr, lr = self.entries[index]
+        record = Record(
+            hr,
+            image_io.read_image(self.path / hr),
+            None if lr is None else image_io.read_image(self.path / lr),
+        )
+        _check_sizes(record, self.path / hr)
+        return record
+
+
+def list_images(path: Path) -> Images:
+    """Every image below a folder.
+
+    Images are paired where some file's name says LR: subfolders HR and LR (LR4, LRx4, LR_x4), or
+    names ending in _HR and _LR (_LR4, ...); partners agree in the rest of their paths up to the
+    suffix. Files without one are left out with a warning.
+
+    Raises:
+      UserError: no folder, no images, or no pairs, or pairs of wrong sizes.
+    """
+    names = [image.relative.as_posix() for image in image_io.find_images([path])]
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; name a folder of images or of a prepared data set")
+    sides: dict[str, dict[str, str]] = {"hr": {}, "lr": {}}
+    strays = []
+    for name in names:
+        side, key = _side_of(name)
+        if side is None or key in sides[side]:
+            strays.append(name)
+        else:
+            sides[side][key] = name
+    if not sides["lr"]:
+        return Images(path, [(name, None) for name in names])
+    matched = sides["hr"].keys() & sides["lr"].keys()
+    strays += [name for side in sides.values() for key, name in side.items() if key not in matched]
+    if strays:
+        problem = f"{path}: {len(strays)} of {len(names)} images have no LR or HR partner"
+        problem += f" ({listed(sorted(strays))})"
+        remedy = "name partners as in HR/a.png and LR/a.png, or a_HR.png and a_LR4.png"
+        if not matched:
+            raise UserError(f"{problem}; {remedy}")
+        _log.warning("%s and are left out; %s", problem, remedy)
+    pairs = Images(path, sorted((sides["hr"][key], sides["lr"][key]) for key in matched))
+    _check_pairs(pairs)
+    return pairs
+
+
+def _side_of(name: str) -> tuple[Literal["hr", "lr"] | None, str]:
+    """Which side of a pair a file is by its path, and what it shares with its partner."""
+    path = PurePosixPath(name)
+    stem, _, tail = path.stem.rpartition("_")
+    words = [*path.parent.parts, tail if stem else ""]
+    for side, pattern in (("lr", _LR), ("hr", _HR)):
+        marks = [i for i, word in enumerate(words) if pattern.fullmatch(word)]
+        if marks:
+            folders = [word for i, word in enumerate(words[:-1]) if i not in marks]
+            return side, "/".join([*folders, stem if len(words) - 1 in marks else path.stem])
+    return None, name
+
+
+def _check_pairs(pairs: Images) -> None:
+    def wrong(entry: tuple[str, str | None]) -> str | None:
+        sizes = []
+        for name in entry:
+            try:
+                with Image.open(pairs.path / str(name)) as image:  # reads the header alone
+                    sizes.append(image.size)
+            except Exception:  # Damaged files are reading's business, which skips them.
+                return None
+        (width, height), (low_width, low_height) = sizes
+        if (width, height) == (SCALE * low_width, SCALE * low_height):
+            return None
+        return f"{entry[0]} is {width}x{height}, {entry[1]} {low_width}x{low_height}"
+
+    with ThreadPoolExecutor() as pool:
+        bad = [message for message in pool.map(wrong, pairs.entries) if message]
+    if bad:
+        raise UserError(
+            f"{pairs.path}: {len(bad)} HR images are not exactly {SCALE} times as large as their "
+            f"LR partners: {listed(bad)}; crop or remove them"
+        )
+
+
+class Prepared:
+    """One split of a TFDS data set in ArrayRecord form, as dossr_jax.data.prepare writes it.
+
+    Any other will do whose images are the feature `hr` or `image`, with `lr` and `name` or without.
+
+    Raises:
+      UserError: the split or such features are missing, or its files are damaged.
+    """
+
+    def __init__(self, path: Path, split: Split):
+        self.path = path
+        info = _read_json(path / INFO_FILE)
+        features = _read_json(path / FEATURES_FILE)
+        try:
+            splits = {entry["name"]: entry for entry in info["splits"]}
+            names = set(features["featuresDict"]["features"])
+            kind = info["fileFormat"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a TFDS data set (no {error}); prepare it anew") from error
+        if kind != "array_record":
+            raise UserError(f"{path}: its files are {kind}; convert the data set to array_record")
+        if split not in splits:
+            raise UserError(
+                f"{path}: has no split {split!r}, but {', '.join(splits)}; prepare more images"
+            )
+        self._hr = "hr" if "hr" in names else "image"
+        if self._hr not in names:
+            raise UserError(f"{path}: has no feature 'hr' or 'image', but {', '.join(names)}")
+        self.fingerprint = hashlib.sha256(
+            json.dumps([splits[split], sorted(names)], sort_keys=True).encode()
+        ).hexdigest()[:16]
+        self._split = split
+        self._records = _open_shards(path, info["name"], splits[split])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            features = examples.parse(self._records[index])
+            hr, lr = features[self._hr], features.get("lr")
+            name = features.get("name", f"{self._split}[{index}]".encode()).decode()
+            record = Record(name, _decode(hr), None if lr is None else _decode(lr))
+        # Pillow's decoders raise almost anything on damaged data.
+        except (DecodeError, KeyError, RuntimeError, ValueError, SyntaxError, OSError) as error:
+            raise UserError(
+                f"{self.path}: {self._split} record {index} is damaged ({error})"
+            ) from error
+        _check_sizes(record, self.path / name)
+        return record
+
+
+def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:
+    lengths = [int(length) for length in split["shardLengths"]]
+    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    files = []
+    for index, length in enumerate(lengths):
+        values = {
+            "DATASET": name,
+            "SPLIT": split["name"],
+            "FILEFORMAT": "array_record",
+            "SHARD_INDEX": f"{index:05d}",
+            "NUM_SHARDS": f"{len(lengths):05d}",
+            "SHARD_X_OF_Y": f"{index:05d}-of-{len(lengths):05d}",
+        }
+        file = path / template.format_map(values)
+        if length > 0:
+            files.append(file)
+            _check_shard(file, length)
+    if not files:
+        raise UserError(f"{path}: split {split['name']!r} is empty; prepare it from more images")
+    return ArrayRecordDataSource([os.fspath(file) for file in files])
+
+
+def _check_shard(file: Path, length: int) -> None:
+    try:
+        found = len(ArrayRecordDataSource(os.fspath(file)))
+    except RuntimeError as error:
+        raise UserError(
+            f"{file}: not a whole ArrayRecord file ({error}); prepare it anew"
+        ) from error
+    if found != length:
+        raise UserError(f"{file}: holds {found} records instead of {length}; prepare it anew")
+
+
+def _decode(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _check_sizes(record: Record, path: Path) -> None:
+    if record.lr is not None and record.hr.shape[:2] != tuple(
+        SCALE * n for n in record.lr.shape[:2]
+    ):
+        raise UserError(f"{path}: not exactly {SCALE} times as large as its LR partner; crop it")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); prepare the data set anew") from error
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check name and permissions") from error
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of some names, for a message."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
