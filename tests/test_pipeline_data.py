@@ -368,3 +368,15 @@ def test_a_folder_with_damaged_files_streams(tmp_path):
     with Batches(source, config(), seed=0) as batches:
         next(batches)
         assert len(batches.skipped) == 1 and broken in next(iter(batches.skipped.values()))
+
+
+def test_the_benchmark_prints_what_it_promises(tmp_path):
+    save(tmp_path / names_for("train", 1)[0], picture(256, 256))
+    command = [sys.executable, ROOT / "benchmarks" / "input.py", "--data", tmp_path]
+    options = ["--config", "tiny", "--batches", "5", "--prefetch", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["case"] for line in lines] == ["stream"] * 2, result.stderr
+    assert lines[0]["workers"] == 0 and lines[0]["cpu_ms_per_batch"] > 0
+    assert all(line["images_per_s"] > 0 for line in lines)

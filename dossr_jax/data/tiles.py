@@ -33,7 +33,7 @@ class Options:
     Photos with a side below a quarter of `tile` are left out.
     """
 
-    tile: int = 512
+    tile: int = 1024
     halve_above: float = 4.0
     halve: tuple[str, ...] = ()
     hold_out: int = 20
