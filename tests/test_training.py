@@ -1,4 +1,4 @@
-"""Stages, steps, saving: at tiny width, on random data."""
+"""Stages: what learns, what the losses are, what a run starts from."""
 
 import dataclasses
 
@@ -6,180 +6,197 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from small import SMALL, STAGES, make_batch, make_config
 
-from dossr_jax import training, weights
-from dossr_jax.config import (
-    DoSSRConfig,
-    RRDBConfig,
-    TrainConfig,
-    UNetConfig,
-    VAEConfig,
-    Window,
-)
+from dossr_jax import parallel, training, weights
+from dossr_jax.config import ParallelConfig, VAEConfig
+from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.errors import UserError
+from dossr_jax.training import params, stages, start
+from dossr_jax.training.state import learning_rate
 
-MODEL = DoSSRConfig(
-    unet=UNetConfig(
-        in_channels=4,
-        out_channels=4,
-        model_channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        head_dim=8,
-        context_dim=8,
-        norm_groups=4,
-        attention_levels=(False,),
-    ),
-    vae=VAEConfig(
-        z_channels=4,
-        base_channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        norm_groups=4,
-        patch_size=4,
-    ),
-    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
-    context_length=1,
-)
 KEY = jax.random.key(0)
 
 
-def make_config(stage, **changes):
-    options = {"steps": 20, "learning_rate": 3e-3, "warmup": 1, "ema_decay": 0.5, **changes}
-    return TrainConfig(stage=stage, model=MODEL, windows=(Window(size=4, batch=2),), **options)
-
-
-def make_batch(stage, seed=0):
-    rng = np.random.default_rng(seed)
-    if training.STAGES[stage].latent:
-        x0 = rng.standard_normal((2, 4, 4, 4)).astype(np.float32)
-        x_lr = x0 + 0.3 * rng.standard_normal(x0.shape).astype(np.float32)
-        return {"x0": x0, "x_lr": x_lr, "prompt": np.array([0, 1])}
-    hr = rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
-    return {"hr": hr, "lr": hr[:, ::4, ::4]}
-
-
-def smooth_images(shape):
-    """Random photos (b, h, w, 3) uint8 whose neighbouring pixels are alike, as real ones' are."""
-    noise = np.random.default_rng(0).standard_normal(shape)
-    for axis in (1, 2):
-        noise = np.cumsum(noise, axis=axis)
-    noise -= noise.min()
-    return (255 * noise / noise.max()).astype(np.uint8)
-
-
-def start(stage, **changes):
+def begin(stage, init=None, **changes):
     config = make_config(stage, **changes)
-    model = training.load_for(config, None)
+    mesh = parallel.make_mesh(config.parallel.fsdp)
+    run = training.start_run(config, init, mesh, make_batch()["hr"])
     if stage == "dossr":  # a fresh UNet's output is zero, which would hide the ControlNet
-        kernel = model.unet.conv_out.kernel
-        kernel[...] = 0.1 * jax.random.normal(KEY, kernel.shape)
-    graphdef, state = training.init_state(config, model)
-    return config, graphdef, state
+        tree = run.state.learn if "unet.conv_out.kernel" in run.state.learn else run.state.frozen
+        kernel = tree["unet.conv_out.kernel"]
+        tree["unet.conv_out.kernel"] = 0.1 * jax.random.normal(KEY, kernel.shape)
+    return mesh, run
 
 
 def flat(tree):
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("stage", training.STAGES)
-def test_only_the_named_modules_learn(stage):
-    config, graphdef, state = start(stage)
-    before = flat((state.learn, state.frozen))
-    (module,) = training.STAGES[stage].modules
-    assert all(f"'{module}'" in name for name in flat(state.learn))
-    step = training.make_train_step(config, graphdef)
-    for _ in range(3):
-        state, _ = step(state, make_batch(stage), KEY)
-    after = flat((state.learn, state.frozen))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if (before[name] != after[name]).any()}
-    assert changed and all(name.startswith("[0]") for name in changed)
-    assert int(state.step) == 3
-
-
-@pytest.mark.parametrize("stage", training.STAGES)
-def test_loss_falls(stage):
-    config, graphdef, state = start(stage, steps=120)
-    step, batch = training.make_train_step(config, graphdef), make_batch(stage)
-    evaluate = training.make_eval_step(config, graphdef)
-    first = float(evaluate(state, batch, KEY)["loss"])
+@pytest.fixture(scope="module", params=STAGES)
+def trained(request):
+    """A run of each stage, with host copies of its state, after 60 steps on one batch."""
+    mesh, run = begin(request.param)
+    measure = training.make_eval_step(run.config, run.graphdef, mesh)
+    step = training.make_train_step(run.config, run.graphdef, mesh)
+    batch = make_batch()
+    before, first = flat(run.state), measure(run.state, batch, None)
+    state = run.state
     for _ in range(60):
-        state, _ = step(state, batch, KEY)
-    assert float(evaluate(state, batch, KEY)["loss"]) < 0.97 * first
+        state, _ = step(state, batch)
+    return request.param, before, flat(state), first, (measure, state, batch)
+
+
+def test_only_what_should_learn_learns(trained):
+    stage, before, after, *_ = trained
+    module = {"prior": "unet", "dossr": "control"}.get(stage, stage)
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    learn = {name for name in before if name.startswith(".learn")}
+    assert learn == {name for name in before if name.startswith(f".learn['{module}.")}
+    assert learn & changed and not any(name.startswith(".frozen") for name in changed)
+    assert not any(f"['{module}." in name for name in before if name.startswith(".frozen"))
+    assert after[".step"] == 60 and ".key" not in changed
+
+
+def test_loss_falls(trained):
+    _, _, _, first, (measure, state, batch) = trained
+    assert np.mean(measure(state, batch, None)["loss"]) < 0.97 * np.mean(first["loss"])
+
+
+def test_a_samples_loss_does_not_depend_on_its_batch(trained):
+    *_, (measure, state, batch) = trained
+    turned = {name: value[::-1] for name, value in batch.items()}
+    np.testing.assert_allclose(
+        measure(state, batch, None)["loss"],
+        measure(state, turned, None)["loss"][::-1],
+        rtol=1e-5,
+    )
+
+
+def test_decoder_and_low_rank_updates_learn_where_asked():
+    mesh, run = begin("dossr", learn_decoder=True, lora_rank=2)
+    prefixes = ("control.", "unet.up.", "unet.norm_out.", "unet.conv_out.", "lora.unet.")
+    assert all(name.startswith(prefixes) for name in run.state.learn)
+    assert not any(name.startswith(prefixes) for name in run.state.frozen)
+    before = flat(run.state.learn)
+    step = training.make_train_step(run.config, run.graphdef, mesh)
+    state = run.state
+    for i in range(3):  # the second factors start at zero: the first ones wait for them
+        state, _ = step(state, make_batch(i))
+    after = flat(state.learn)
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    for prefix in prefixes:
+        assert any(f"['{prefix}" in name for name in changed), prefix
+
+
+def test_dossr_loss_is_the_releases(golden_dir):
+    """Loss of every sample of the stored batch, through the production converter, in float32."""
+    archive = np.load(golden_dir / "golden.npz")
+    model = load_release(
+        golden_dir / "weights.safetensors",
+        golden_dir / "config.yaml",
+        context=archive["context"],
+        negative_context=archive["context_neg"],
+    )
+
+    def image(name):
+        return jnp.asarray(np.moveaxis(archive[name], 1, -1))
+
+    loss = jax.jit(lambda *args: stages.dossr_latent_loss(model, *args))(
+        image("train_x"),
+        image("train_x_hat"),
+        image("eps_hint"),
+        jnp.asarray(archive["eps_context"]),
+        jnp.asarray(archive["eps_t"], jnp.int32),
+        image("train_noise"),
+    )
+    np.testing.assert_allclose(loss, archive["train_loss_per_sample"], rtol=1e-5)
+    np.testing.assert_allclose(np.mean(loss), archive["train_loss"], rtol=1e-5)
 
 
 def test_dossr_loss_is_the_definition():
     """mean |x0 - D|, D = (x - sigma e) / alpha, on the shifted marginal: from first principles."""
-    config = make_config("dossr")
-    model = training.load_for(config, None)
-    batch = make_batch("dossr")
-    schedule = make_schedule(MODEL.process)
-    key_t, key_eps = jax.random.split(KEY)
-    t = np.asarray(jax.random.randint(key_t, (2,), 0, 1000))
-    eps = np.asarray(jax.random.normal(key_eps, (2, 4, 4, 4)))
+    model = start.make_model(SMALL, 1)
+    rng = np.random.default_rng(0)
+    x0, x_lr, eps = rng.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
+    schedule, t = make_schedule(SMALL.process), np.array([13, 700])
     alpha, sigma, eta = (
         a[t][:, None, None, None].astype(np.float32)
         for a in (schedule.alpha, schedule.sigma, schedule.eta)
     )
-    x = alpha * ((1 - eta) * batch["x0"] + eta * batch["x_lr"]) + sigma * eps
-    context = jnp.stack([model.context[...], model.negative_context[...]])
-    out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(batch["x_lr"]))
-    want = np.abs(batch["x0"] - (x - sigma * np.asarray(out)) / alpha).mean()
-    got, _ = training.dossr_loss(model, batch, KEY, config)
+    x = alpha * ((1 - eta) * x0 + eta * x_lr) + sigma * eps
+    context = jnp.ones((2, 1, 8))
+    out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(x_lr))
+    want = np.abs(x0 - (x - sigma * np.asarray(out)) / alpha).mean(axis=(1, 2, 3))
+    got = stages.dossr_latent_loss(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stage", "times", "low", "high"),
+    [
+        ("dossr", "all", 0, 999),
+        ("dossr", "visited", 0, 499),
+        ("dossr", "start", 499, 499),
+        ("prior", "visited", 0, 999),
+    ],
+)
+def test_times_are_uniform_over_what_the_run_trains(stage, times, low, high):
+    keys = jax.random.split(KEY, 4000)
+    t = np.asarray(stages.draw_times(keys, make_config(stage, times=times)))
+    assert t.min() >= low and t.max() <= high
+    assert t.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low) + 1e-9)
+
+
 def test_control_starts_as_the_prior():
-    """A fresh ControlNet changes nothing, whatever the hint."""
-    config, prior = make_config("dossr"), training.make_model(MODEL, 1)
-    training.start_control(prior)
-    batch = make_batch("dossr")
-    x, t, context = batch["x0"], jnp.array([3.0, 700.0]), jnp.ones((2, 1, 8))
+    """A fresh ControlNet changes nothing, whatever the hint, and is the UNet's encoder."""
+    _, run = begin("dossr")
+    model = training.trained_model(run, run.state)
+    x, hint = jax.random.normal(KEY, (2, 1, 4, 4, 4))
+    t, context = jnp.array([700.0]), jnp.ones((1, 1, 8))
     np.testing.assert_array_equal(
-        prior.predict_noise(x, t, context, batch["x_lr"]), prior.predict_noise(x, t, context, None)
+        model.predict_noise(x, t, context, hint), model.predict_noise(x, t, context, None)
     )
-    encoder = dict(weights.names_and_params(prior.control.encoder))
-    for name, param in weights.names_and_params(prior.unet.encoder):
+    encoder = dict(weights.names_and_params(model.control.encoder))
+    for name, param in weights.names_and_params(model.unet.encoder):
         width = param.shape[2] if name == "conv_in.kernel" else None
         copy = encoder[name][...]
         np.testing.assert_array_equal(copy if width is None else copy[:, :, :width], param[...])
-    assert config.stage == "dossr"
 
 
-def test_resume_continues_exactly(tmp_path):
-    config, graphdef, state = start("rrdb")
-    step = training.make_train_step(config, graphdef)
-    for i in range(3):
-        state, _ = step(state, make_batch("rrdb", i), KEY)
-    path = tmp_path / "state.safetensors"
-    training.save_state(path, config, state)
-    restored = training.restore_state(path, dataclasses.replace(config, minutes=1), state)
-    assert flat(restored).keys() == flat(state).keys()
-    for i in range(3, 6):
-        state, _ = step(state, make_batch("rrdb", i), KEY)
-        restored, _ = step(restored, make_batch("rrdb", i), KEY)
-    for name, value in flat(state).items():
-        np.testing.assert_array_equal(value, flat(restored)[name], err_msg=name)
+def test_a_run_starts_from_a_file_and_keeps_its_scale_factor(tmp_path):
+    model = start.make_model(SMALL, 3)
+    vae = dataclasses.replace(SMALL.vae, scale_factor=0.7)
+    model.config = dataclasses.replace(SMALL, vae=vae)
+    weights.save_model(tmp_path / "m.safetensors", model)
+    parallel_config = ParallelConfig(frozen_dtype="bfloat16")
+    _, run = begin("rrdb", tmp_path / "m.safetensors", parallel=parallel_config)
+    assert run.config.model.vae.scale_factor == 0.7
+    for name, param in weights.names_and_params(model):
+        learnt = name.startswith("rrdb.")
+        value = (run.state.learn if learnt else run.state.frozen)[name]
+        assert value.dtype == (jnp.float32 if learnt else jnp.bfloat16)
+        np.testing.assert_array_equal(value, param[...].astype(value.dtype), err_msg=name)
 
 
-def test_another_configuration_is_refused(tmp_path):
-    config, _, state = start("rrdb")
-    training.save_state(tmp_path / "s", config, state)
-    with pytest.raises(UserError, match="another configuration"):
-        training.restore_state(tmp_path / "s", dataclasses.replace(config, clip=2.0), state)
-    weights.save_model(tmp_path / "m", training.make_model(MODEL, 0))
-    other = dataclasses.replace(MODEL, rrdb=dataclasses.replace(MODEL.rrdb, growth=8))
-    with pytest.raises(UserError, match="architecture"):
-        training.load_for(dataclasses.replace(config, model=other), tmp_path / "m")
+def test_another_architecture_is_refused(tmp_path):
+    weights.save_model(tmp_path / "m", start.make_model(SMALL, 0))
+    other = dataclasses.replace(SMALL, rrdb=dataclasses.replace(SMALL.rrdb, growth=8))
+    with pytest.raises(UserError, match="networks"):
+        begin("rrdb", tmp_path / "m", model=other)
 
 
-def test_linear_start_is_the_principal_component_code(tmp_path):
+def test_presets_must_fit_the_pre_restorer():
+    data = dataclasses.replace(make_config("rrdb").data, presets=("denoise",))
+    with pytest.raises(UserError, match="model.rrdb.scale 1"):
+        stages.lr_scale(make_config("rrdb", data=data))
+    with pytest.raises(UserError, match="no mud"):
+        stages.lr_scale(make_config("rrdb", data=dataclasses.replace(data, presets=("mud",))))
+
+
+def test_linear_start_is_the_principal_component_code():
     vae = VAEConfig(
         z_channels=4,
         base_channels=32,
@@ -188,10 +205,10 @@ def test_linear_start_is_the_principal_component_code(tmp_path):
         norm_groups=8,
         patch_size=4,
     )
-    model = training.make_model(dataclasses.replace(MODEL, vae=vae), 0)
-    images = smooth_images((4, 32, 32, 3))
-    training.start_vae(model, images)
-    training.set_scale_factor(model, images)
+    model = start.make_model(dataclasses.replace(SMALL, vae=vae), 0)
+    images = make_batch(crop=32)["hr"]
+    start.start_vae(model, images)
+    start.set_scale_factor(model, images)
     image = images / np.float32(255)
     moments = model.encode(image)[0]
     out = np.asarray(model.decode(model.latents(moments)))
@@ -204,29 +221,36 @@ def test_linear_start_is_the_principal_component_code(tmp_path):
     assert np.abs(out - code).mean() < 0.02 * np.abs(code - code.mean()).mean()
     np.testing.assert_allclose(np.std(model.latents(moments)), 1, rtol=1e-3)
 
-    x0, x_lr = training.encode_pair(model, images, images[:, ::4, ::4])
-    np.testing.assert_allclose(x0, model.latents(moments), atol=1e-5)
-    assert x_lr.shape == x0.shape
-    training.export(tmp_path / "m.safetensors", model, {"license": "none"})
-    again = weights.load_model(tmp_path / "m.safetensors")
-    assert again.config == model.config
-    np.testing.assert_array_equal(again.context[...], model.context[...])
-
 
 def test_learning_rate_warms_up_and_ends_at_zero():
-    config = make_config("vae", warmup=10, learning_rate=2.0)
-    rate = [float(training.learning_rate(config, jnp.int32(s), jnp.int32(100))) for s in range(101)]
-    assert rate[0] == pytest.approx(0.2) and rate[100] == pytest.approx(0, abs=1e-6)
-    assert np.argmax(rate) in (9, 10) and (np.diff(rate[10:]) < 0).all()
+    config = make_config("vae", optimizer={"warmup": 10, "learning_rate": 2.0}).optimizer
+    rate = [float(learning_rate(config, 100)(s)) for s in range(101)]
+    assert 0 < rate[0] < 0.2 and rate[100] == pytest.approx(0, abs=1e-6)
+    assert np.argmax(rate) == 10 and (np.diff(rate[10:]) < 0).all()
+    constant = learning_rate(dataclasses.replace(config, schedule="constant"), 100)
+    assert float(constant(10)) == float(constant(99)) == 2.0
 
 
 def test_average_follows_the_weights():
-    config, graphdef, state = start("rrdb", ema_decay=0.9)
-    state, _ = training.make_train_step(config, graphdef)(state, make_batch("rrdb"), KEY)
-    averaged = nnx.state(training.averaged_model(graphdef, state), nnx.Param)
-    # After one step the decay is still 1/10: nine tenths of the way to the new weights.
-    name = "['rrdb']['conv_first']['kernel']"
-    ema = next(v for k, v in flat(averaged).items() if k.startswith(name))
-    new = next(v for k, v in flat(state.learn).items() if k.startswith(name))
-    old = training.make_model(MODEL, 0).rrdb.conv_first.kernel[...]
-    np.testing.assert_allclose(ema, old + 0.9 * (new - old), rtol=1e-4, atol=1e-6)
+    mesh, run = begin("rrdb", optimizer={"ema_decay": 0.9})
+    old = flat(run.state.learn)
+    state, _ = training.make_train_step(run.config, run.graphdef, mesh)(run.state, make_batch())
+    new = flat(state.learn)
+    # At the first step the decay is still 1/10: nine tenths of the way to the new weights.
+    for name, value in flat(state.ema).items():
+        want = old[name] + 0.9 * (new[name] - old[name])
+        np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-6)
+
+
+def test_low_rank_updates_merge_into_the_projections():
+    name = "unet.encoder.mid.stage.transformer.blocks.0.attn1.to_q.kernel"
+    factors = params.lora_shapes({name: (8, 8), "unet.conv_in.kernel": (3, 3, 4, 8)}, 2)
+    assert factors == {f"lora.{name}.a": (8, 2), f"lora.{name}.b": (2, 8)}
+    rng = np.random.default_rng(0)
+    values = {n: rng.standard_normal(shape) for n, shape in factors.items()}
+    weight = rng.standard_normal((8, 8))
+    merged = params.with_lora({name: jnp.asarray(weight), **values})
+    assert list(merged) == [name]
+    want = weight + values[f"lora.{name}.a"] @ values[f"lora.{name}.b"]
+    np.testing.assert_allclose(merged[name], want, rtol=1e-5, atol=1e-6)
+    assert not params.lora_start(f"lora.{name}.b", (2, 8), 0).any()

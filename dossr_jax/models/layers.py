@@ -6,6 +6,9 @@ parameters. Norm statistics are taken in float32 at least, in float64 when compu
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +17,22 @@ from flax import nnx
 from jax import Array
 
 Dtype = Any
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Trace for another platform ("tpu", "gpu", "cpu") than the one at hand, ahead of time."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def _target() -> str:
+    return _platform.get() or jax.default_backend()
 
 
 class Factory:
@@ -65,7 +84,7 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
     Returns:
       (b, n, heads, d) in the dtype of q.
     """
-    if q.dtype == jnp.float64 or jax.default_backend() == "cpu":
+    if q.dtype == jnp.float64 or _target() == "cpu":
         return _plain_attention(q, k, v, causal=causal)
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, implementation=_attention_implementation(q, k)
@@ -110,7 +129,7 @@ def _plain_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
 def _attention_implementation(q: Array, k: Array) -> str | None:
     # cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8 and even lengths.
     fits = (
-        jax.default_backend() == "gpu"
+        _target() == "gpu"
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0

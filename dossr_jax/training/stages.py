@@ -24,7 +24,7 @@ from dossr_jax.models.vae import posterior, posterior_sample
 Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
 
-_DEGRADE, _TIME, _NOISE, _PROMPT = range(4)
+_DEGRADE, _TIME, _NOISE, _PROMPT, _POSTERIOR = range(5)
 
 
 class Inputs(NamedTuple):
@@ -94,8 +94,8 @@ def _psnr(a: Array, b: Array) -> Array:
     return -10 * jnp.log10(mean_of((jnp.clip(a.astype(jnp.float32), 0, 1) - b) ** 2) + 1e-10)
 
 
-def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, _NOISE))
+def _normal(keys: Array, purpose: int, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, purpose))
 
 
 def pre_restore(model: DoSSR, lr: Array, size: tuple[int, int]) -> Array:
@@ -126,7 +126,9 @@ def vae_loss(
     image = 2 * inputs.hr - 1
     moments = model.vae.encode(image).astype(jnp.float32)
     mean, logvar = posterior(moments)
-    out = model.vae.decode(posterior_sample(moments, _normal(inputs.keys, mean.shape[1:])))
+    out = model.vae.decode(
+        posterior_sample(moments, _normal(inputs.keys, _POSTERIOR, mean.shape[1:]))
+    )
     error = image - out.astype(jnp.float32)
     edges = sum(mean_of(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
     kl = 0.5 * mean_of(mean**2 + jnp.exp(logvar) - 1 - logvar)
@@ -158,9 +160,11 @@ def _contexts(model: DoSSR, keys: Array, config: TrainConfig) -> Array:
     return jnp.where(stored[:, None, None], model.context[...][None], empty)
 
 
-def _latents(model: DoSSR, image: Array) -> Array:
-    """Scaled posterior modes, float32, of images in [0, 1]."""
-    return model.latents(model.vae.encode(2 * image - 1).astype(jnp.float32))
+def _latents(model: DoSSR, inputs: Inputs) -> Array:
+    """Scaled posterior samples, float32, of the HR images."""
+    moments = model.vae.encode(2 * inputs.hr - 1).astype(jnp.float32)
+    z = model.config.vae.z_channels
+    return model.latents(moments, _normal(inputs.keys, _POSTERIOR, (*moments.shape[1:3], z)))
 
 
 def prior_latent_loss(model: DoSSR, x0: Array, context: Array, t: Array, eps: Array) -> Array:
@@ -190,9 +194,9 @@ def prior_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
     """:func:`prior_latent_loss` of HR images."""
-    x0 = _latents(model, inputs.hr)
+    x0 = _latents(model, inputs)
     t = draw_times(inputs.keys, config) if t is None else t
-    eps, context = _normal(inputs.keys, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
     return prior_latent_loss(model, x0, context, t, eps), {}
 
 
@@ -201,13 +205,14 @@ def dossr_loss(
 ) -> tuple[Array, Metrics]:
     """:func:`dossr_latent_loss` of HR images and their pre-restored LR partners.
 
-    As published, x_lr is the posterior's mode here and the pre-restored image is not clipped.
+    As published, x0 is a sample of its posterior, x_lr the mode, and the pre-restored image is not
+    clipped.
     """
-    x0 = _latents(model, inputs.hr)
+    x0 = _latents(model, inputs)
     moments, hint = model.encode(pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
     x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in (moments, hint))
     t = draw_times(inputs.keys, config) if t is None else t
-    eps, context = _normal(inputs.keys, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
     loss = dossr_latent_loss(model, x0, x_lr, hint, context, t, eps)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
