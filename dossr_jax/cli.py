@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -13,11 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from dossr_jax import image_io
-from dossr_jax.diffusion.schedule import GRID_NAMES
-from dossr_jax.diffusion.solver import KIND_NAMES, START_NAMES
 from dossr_jax.errors import UserError
 from dossr_jax.image_io import InputImage
-from dossr_jax.pipeline import BUILT_IN, DEFAULT_TILE, DTYPES, Restored, Settings, Upscaler
+from dossr_jax.pipeline import (
+    BUILT_IN,
+    DEFAULT_TILE,
+    DTYPES,
+    MAX_STEPS,
+    Restored,
+    Settings,
+    Upscaler,
+    choices,
+)
 
 BAD_INPUT = 2
 _EXAMPLES = """\
@@ -30,6 +38,44 @@ examples:
 Results keep the name of their input and, below a folder, its place. exit status: 0 all restored,
 2 something could not be read, written or understood (the rest is done all the same).
 """
+
+# Fields of Restored that --save-stages saves under their names.
+_STAGES = ("pre_restored", "decoded")
+_ON_OFF = argparse.BooleanOptionalAction
+# Options that are fields of Settings, which knows their choices and defaults: name, type, help.
+_PICTURE = (
+    ("scale", float, "enlargement, any number (default: %(default)g)"),
+    ("steps", int, f"network evaluations, 1-{MAX_STEPS} (*)"),
+    ("order", int, "order of the solver; 1 is advised from 10 steps on (*)"),
+    ("solver", str, "domain-shift SDE as published, or its probability-flow ODE (*)"),
+    (
+        "start",
+        str,
+        "start from the LR image as published, or from pure noise: then order-1 sde is DDPM and "
+        "order-1 ode DDIM (default: %(default)s)",
+    ),
+    (
+        "grid",
+        str,
+        "times uniform in t as published, uniform in log lambda, or jump: few at high noise (*)",
+    ),
+    ("final_denoise", _ON_OFF, "end without the noise that the published sampler leaves (*)"),
+    ("seed", int, "random seed (default: %(default)s)"),
+    ("prompt", str, "text of the wanted picture (default: the stored one)"),
+    ("negative_prompt", str, "text to steer away from, with --cfg-scale (default: stored)"),
+    (
+        "cfg_scale",
+        float,
+        "classifier-free guidance; 1 is off and costs nothing (default: %(default)g)",
+    ),
+    (
+        "strength",
+        float,
+        "strength of the control by the input, 0-1 or more (default: %(default)g)",
+    ),
+    ("fidelity", float, "0: free detail, 1: keep to the pre-restored image (*)"),
+    ("color_fix", str, "take colours from the pre-restored image (default: %(default)s)"),
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,86 +126,27 @@ def make_parser() -> argparse.ArgumentParser:
         "(*) by default as stored with the model; a converted checkpoint is sampled as published,\n"
         "with 5 steps of the third-order SDE solver on times uniform in t.",
     )
-    picture.add_argument(
-        "--scale", type=float, default=defaults.scale, help="enlargement, any number (default: 4)"
-    )
-    picture.add_argument(
-        "--steps", type=int, default=defaults.steps, help="network evaluations, 1-50 (*)"
-    )
-    picture.add_argument(
-        "--order",
-        type=int,
-        choices=(1, 2, 3),
-        default=defaults.order,
-        help="order of the solver; 1 is advised from 10 steps on (*)",
-    )
-    picture.add_argument(
-        "--solver",
-        choices=KIND_NAMES,
-        default=defaults.solver,
-        help="domain-shift SDE as published, or its probability-flow ODE (*)",
-    )
-    picture.add_argument(
-        "--start",
-        choices=START_NAMES,
-        default=defaults.start,
-        help="start from the LR image as published, or from pure noise: then order-1 sde is "
-        "DDPM and order-1 ode DDIM (default: lr)",
-    )
-    picture.add_argument(
-        "--grid",
-        choices=GRID_NAMES,
-        default=defaults.grid,
-        help="times uniform in t as published, uniform in log lambda, or jump: few at high noise "
-        "(*)",
-    )
-    picture.add_argument(
-        "--final-denoise",
-        action=argparse.BooleanOptionalAction,
-        help="end without the noise that the published sampler leaves (*)",
-    )
-    picture.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    picture.add_argument("--prompt", help="text of the wanted picture (default: the stored one)")
-    picture.add_argument(
-        "--negative-prompt", help="text to steer away from, with --cfg-scale (default: stored)"
-    )
-    picture.add_argument(
-        "--cfg-scale",
-        type=float,
-        default=defaults.cfg_scale,
-        help="classifier-free guidance; 1 is off and costs nothing (default: 1)",
-    )
-    picture.add_argument(
-        "--strength",
-        type=float,
-        default=defaults.strength,
-        help="strength of the control by the input, 0-1 or more (default: 1)",
-    )
-    picture.add_argument(
-        "--fidelity",
-        type=float,
-        default=defaults.fidelity,
-        help="0: free detail, 1: keep to the pre-restored image (*)",
-    )
-    picture.add_argument(
-        "--color-fix",
-        choices=("wavelet", "adain", "none"),
-        default=defaults.color_fix,
-        help="take colours from the pre-restored image (default: wavelet)",
-    )
+    for name, kind, text in _PICTURE:
+        values = {"type": kind, "choices": choices(name) or None}
+        picture.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=getattr(defaults, name),
+            help=text,
+            **({"action": kind} if kind is _ON_OFF else values),
+        )
 
     speed = parser.add_argument_group("memory and speed")
     speed.add_argument(
         "--tile",
         type=int,
         default=DEFAULT_TILE,
-        help="side of a tile in pixels of the fourfold image, 0 for none (default: 512)",
+        help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
     )
     speed.add_argument(
         "--batch-size",
         type=int,
         default=defaults.batch_size,
-        help="images, or tiles of large images, that run together (default: 1)",
+        help="images, or tiles of large images, that run together (default: %(default)s)",
     )
     return parser
 
@@ -176,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = Settings.__dataclass_fields__
         settings = Settings(**{k: v for k, v in vars(args).items() if k in names})
         inputs = image_io.find_images(args.input, exclude=args.output)
-        targets = _targets(inputs, args.output, args.format)
+        targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
+        image_io.check_folder(args.output)
         begin = time.perf_counter()
         upscaler = Upscaler.from_pretrained(
             args.model,
@@ -197,21 +185,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_INPUT if failures else 0
 
 
-def _targets(inputs: Sequence[InputImage], output: Path, format_: str) -> dict[Path, Path]:
-    """Input file -> output file; two inputs for one output are an error."""
+def _targets(
+    inputs: Sequence[InputImage], output: Path, format_: str, *, stages: bool
+) -> dict[Path, Path]:
+    """Input file -> output file; an output for two inputs or in place of one is an error."""
     targets: dict[Path, Path] = {}
+    owners: dict[Path, Path] = {}
+    originals = {os.path.realpath(item.path) for item in inputs}
     for item in inputs:
         suffix = item.relative.suffix if format_ == "same" else f".{format_}"
-        targets[item.path] = output / item.relative.with_suffix(suffix)
-    owners: dict[Path, Path] = {}
-    for path, target in targets.items():
-        if target in owners:
-            raise UserError(
-                f"{path}: would be written to {target}, as {owners[target]}; rename one or "
-                "restore them into different folders"
-            )
-        owners[target] = path
+        target = targets[item.path] = output / item.relative.with_suffix(suffix)
+        for file in (target, *(_stage_file(target, name) for name in _STAGES if stages)):
+            if os.path.realpath(file) in originals:
+                raise UserError(
+                    f"{item.path}: its result would take the place of {file}, which is to be "
+                    "restored as well; choose another output folder"
+                )
+            if file in owners:
+                raise UserError(
+                    f"{item.path}: would be written to {file}, as {owners[file]}; rename one or "
+                    "restore them into different folders"
+                )
+            owners[file] = item.path
     return targets
+
+
+def _stage_file(target: Path, stage: str) -> Path:
+    return target.with_name(f"{target.stem}_{stage}{target.suffix}")
 
 
 def _restore_all(
@@ -226,7 +226,7 @@ def _restore_all(
     seconds = []
     with tqdm(total=len(inputs), unit="image", dynamic_ncols=True) as bar:
 
-        def fail(error: UserError) -> None:
+        def fail(error: UserError | str) -> None:
             failures.append(str(error))
             bar.write(f"error: {error}", file=sys.stderr)
             bar.update()
@@ -243,6 +243,9 @@ def _restore_all(
                     fail(error)
 
         for path, restored in upscaler.stream(readable(), settings):
+            if isinstance(restored, UserError):
+                fail(f"{path}: {restored}")
+                continue
             try:
                 _save(restored, targets[path], stages=args.save_stages)
             except UserError as error:
@@ -256,10 +259,8 @@ def _restore_all(
 
 
 def _save(restored: Restored, target: Path, *, stages: bool) -> None:
-    if stages:
-        for name in ("pre_restored", "decoded"):
-            path = target.with_name(f"{target.stem}_{name}{target.suffix}")
-            image_io.write_image(path, getattr(restored, name))
+    for stage in _STAGES if stages else ():
+        image_io.write_image(_stage_file(target, stage), getattr(restored, stage))
     image_io.write_image(target, restored.image)
 
 

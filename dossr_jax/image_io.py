@@ -148,11 +148,27 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise _error(f"{path}: damaged image ({reason})", "replace it by an intact copy") from error
 
 
+def to_array(image: Image.Image) -> np.ndarray:
+    """An open or made image as :func:`read_image` would give it, uint8 (h, w, 3).
+
+    Raises UserError where its pixels cannot be read.
+    """
+    try:
+        return _pixels(image)
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data.
+        reason = str(error) or type(error).__name__
+        raise _error(f"damaged image ({reason})", "replace it by an intact copy") from error
+
+
 def _decode(file: io.BufferedReader) -> np.ndarray:
     with Image.open(file, formats=sorted({name for name, _ in _FORMATS.values()})) as image:
-        image.load()
-        pixels = _to_rgb(image)
-        turn = _ORIENTATIONS.get(_orientation(image))
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    image.load()
+    pixels = _to_rgb(image)
+    turn = _ORIENTATIONS.get(_orientation(image))
     return np.array(pixels if turn is None else pixels.transpose(turn))
 
 
@@ -190,6 +206,15 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         )
     except (ImageCms.PyCMSError, OSError):
         return image
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where `path` cannot be a folder with files written into it."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise _error(f"{path}: cannot be written into", "choose a folder you can write to")
 
 
 def write_image(path: str | os.PathLike[str], pixels: np.ndarray) -> None:

@@ -112,6 +112,34 @@ def test_two_inputs_for_one_result(run, photos):
     assert_one_error(err, "a.png")
 
 
+def test_results_never_take_the_place_of_inputs(photos, capsys):
+    before = (photos / "a.png").read_bytes()
+    assert cli.main([str(photos), "-o", str(photos), "--overwrite"]) == 2
+    assert_one_error(capsys.readouterr().err, "a.png", "output folder")
+    assert (photos / "a.png").read_bytes() == before
+
+
+def test_stages_never_take_the_place_of_results(run, photos):
+    Image.new("RGB", (4, 4)).save(photos / "a_decoded.png")
+    status, results, err = run(photos, options=["--save-stages"])
+    assert (status, results) == (2, {})
+    assert_one_error(err, "a_decoded.png")
+
+
+def test_an_output_that_is_no_folder(photos, capsys):
+    for output in (photos / "a.png", photos / "a.png" / "deeper"):
+        assert cli.main([str(photos / "b.jpg"), "-o", str(output)]) == 2
+        assert_one_error(capsys.readouterr().err, str(output))
+
+
+def test_a_result_that_is_too_large_stops_no_other(run, photos):
+    Image.new("RGB", (1, 1)).save(photos / "one.png")
+    status, results, err = run(photos / "one.png", photos / "b.jpg", options=["--scale", "3000"])
+    assert status == 2 and set(results) == {"one.png"}
+    assert Image.open(results["one.png"]).size == (3000, 3000)
+    assert_one_error(err, "b.jpg", "24000x48000", "reduce the scale")
+
+
 @pytest.mark.parametrize("kind", ["missing", "truncated", "text", "foreign", "folder", "misshapen"])
 def test_a_wrong_checkpoint_is_one_line(run, photos, model_file, tmp_path, kind):
     path = tmp_path / "wrong.safetensors"

@@ -1,17 +1,24 @@
 """Laws of restoration: exact sizes, no needless compiles, results of content and seed alone."""
 
+import dataclasses
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from models import tiny_model
+from PIL import Image
 
 from dossr_jax import restore as restore_module
 from dossr_jax.errors import UserError
-from dossr_jax.pipeline import MAX_STEPS, Settings, Upscaler
+from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax.pipeline import Settings, Upscaler
+from dossr_jax.pipeline import upscaler as upscaler_module
 from dossr_jax.restore import restore
 
 TILE = 128  # pixels of the fourfold image: tiles of 32 input pixels
@@ -138,28 +145,6 @@ def test_guidance_of_scale_one_is_no_guidance(upscaler):
     assert_same_picture(upscaler.restore(image, cfg_scale=1.0 + 1e-7), plain)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"steps": 0},
-        {"steps": MAX_STEPS + 1},
-        {"order": 4},
-        {"scale": 0},
-        {"scale": float("nan")},
-        {"fidelity": 1.5},
-        {"batch_size": 0},
-        {"seed": -1},
-        {"seed": [1, 2**32]},
-        {"solver": "euler"},
-        {"color_fix": "hue"},
-    ],
-)
-def test_impossible_settings_are_one_line(settings):
-    with pytest.raises(UserError) as error:
-        Settings(**settings)
-    assert "\n" not in str(error.value)
-
-
 def test_every_image_needs_a_seed(upscaler):
     with pytest.raises(UserError, match="1 seeds for more images"):
         upscaler.restore([picture(8, 8)] * 2, seed=[3])
@@ -175,6 +160,63 @@ def test_float_images_are_taken_as_unit_range(upscaler):
     np.testing.assert_array_equal(
         upscaler.restore(image), upscaler.restore((image / 255).astype(np.float32))
     )
+
+
+def test_pictures_of_pillow_and_jax_are_those_of_their_files(tmp_path):
+    image = picture(6, 9)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    alpha = np.where(np.arange(9) < 4, 0, 255)[None, :, None].repeat(6, 0)
+    Image.fromarray(np.uint8(np.dstack([image, alpha]))).save(tmp_path / "a.png", exif=exif)
+    read = upscaler_module.as_array(tmp_path / "a.png")
+    assert read.shape == (9, 6, 3) and (read[:4] == 255).all()
+    np.testing.assert_array_equal(upscaler_module.as_array(Image.open(tmp_path / "a.png")), read)
+    np.testing.assert_array_equal(upscaler_module.as_array(jnp.asarray(image)), image)
+
+
+def test_what_is_no_picture_is_an_error(tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(picture(9, 9)).save(data, "PNG")
+    cut = Image.open(io.BytesIO(data.getvalue()[:100]))
+    for bad in (np.zeros((4, 4)), np.zeros((4, 4, 3), int), np.full((4, 4, 3), np.nan), cut):
+        with pytest.raises(UserError) as error:
+            upscaler_module.as_array(bad)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"scale": 1000.0}, {}])
+def test_an_image_too_large_stops_no_other(upscaler, settings, monkeypatch):
+    if not settings:  # too large at the scale at which it is restored
+        monkeypatch.setattr(upscaler_module, "_MAX_PIXELS", 4 * 33 * 4 * 30)
+    images = {"small": picture(8, 8), "large": picture(33, 31), "other": picture(3, 3)}
+    results = dict(upscaler.stream(images.items(), Settings(steps=1, **settings)))
+    assert set(results) == set(images)
+    assert isinstance(results["large"], UserError) and "33" in str(results["large"])
+    assert {n for n, r in results.items() if isinstance(r, UserError)} == {"large"}
+    with pytest.raises(UserError, match="cut the image"):
+        upscaler.restore(images["large"], **settings)
+
+
+def test_running_out_of_memory_is_said_of_each_image(upscaler, monkeypatch):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(upscaler_module, "restore", fail)
+    images = [(0, picture(8, 9)), (1, picture(9, 8))]
+    results = dict(upscaler.stream(images, Settings(batch_size=2)))
+    assert ["9x8" in str(results[0]), "8x9" in str(results[1])] == [True, True]
+    assert all("not enough memory" in str(error) for error in results.values())
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_pre_restorers_of_smaller_scale_fold_pixels_and_enlarge(scale):
+    model = tiny_model()
+    config = dataclasses.replace(model.config.rrdb, scale=scale, upsampler="nearest")
+    model.rrdb = RRDBNet(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    model.config = dataclasses.replace(model.config, rrdb=config)
+    made = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
+    for size in ((5, 7), (33, 20)):
+        assert made.restore(picture(*size), steps=1).shape == (4 * size[0], 4 * size[1], 3)
 
 
 _FOUR_DEVICES = """

@@ -9,13 +9,14 @@ Source: DoSSR, arXiv 2409.17778, sections 3 and 4; DDPM, arXiv 2006.11239, for t
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from dossr_jax.config import ProcessConfig
 
-GRID_NAMES = ("uniform", "log_lambda", "jump")
+Grid = Literal["uniform", "log_lambda", "jump"]
+GRID_NAMES = get_args(Grid)
 
 # The "jump" grid: after its first evaluation it continues at this noise level, with noise levels
 # that are uniform in their 7th root. From the shifted start (lam ~ 6.5e5) down to a few times the
@@ -181,7 +182,7 @@ def release_buffers(process: ProcessConfig) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in buffers.items()}
 
 
-def make_timesteps(schedule: Schedule, steps: int, grid: str = "uniform") -> np.ndarray:
+def make_timesteps(schedule: Schedule, steps: int, grid: Grid = "uniform") -> np.ndarray:
     """The steps + 1 strictly falling times (float64) of a run, from t1 - 1 to 0.
 
     The denoiser is evaluated at all but the last. `grid`:

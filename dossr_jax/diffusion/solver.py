@@ -13,16 +13,19 @@ derived in docs/method.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dossr_jax.diffusion.schedule import Schedule, make_timesteps
+from dossr_jax.diffusion.schedule import Grid, Schedule, make_timesteps
 
-KIND_NAMES = ("sde", "ode")
-START_NAMES = ("lr", "noise")
+Kind = Literal["sde", "ode"]
+Start = Literal["lr", "noise"]
+Order = Literal[1, 2, 3]
+KIND_NAMES = get_args(Kind)
+START_NAMES = get_args(Start)
 HISTORY = 3
 ENDS = ("init_lr", "init_noise", "m_out", "shift_out")  # the table's last fields, not per row
 
@@ -67,7 +70,7 @@ class Path(NamedTuple):
     x0: jax.Array
 
 
-def _moments(kind: str, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndarray, ...]:
+def _moments(kind: Kind, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndarray, ...]:
     """Integrals of (l - lam)^k, k = 0, 1, 2, over l from lam_next to lam, weighted by the solver.
 
     The weight is 2 lam_next^2 / l^3 for the SDE and lam_next / l^2 for the ODE. Written in the
@@ -87,7 +90,7 @@ def _moments(kind: str, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndarr
 
 
 def step_coefficients(
-    lam: np.ndarray, *, order: int = 3, kind: str = "sde"
+    lam: np.ndarray, *, order: Order = 3, kind: Kind = "sde"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coefficients (c_y, c_x0, c_noise) of the steps between falling noise levels.
 
@@ -99,7 +102,7 @@ def step_coefficients(
     right curvature at the wrong place and is formally of second order. The ODE of order 3 is the
     full parabola.
     """
-    if order not in (1, 2, 3):
+    if order not in get_args(Order):
         raise ValueError(f"order is 1, 2 or 3, not {order}")
     if kind not in KIND_NAMES:
         raise ValueError(f"kind is one of {', '.join(KIND_NAMES)}, not {kind!r}")
@@ -129,10 +132,10 @@ def make_table(
     schedule: Schedule,
     *,
     steps: int,
-    order: int = 3,
-    kind: str = "sde",
-    grid: str = "uniform",
-    start: str = "lr",
+    order: Order = 3,
+    kind: Kind = "sde",
+    grid: Grid = "uniform",
+    start: Start = "lr",
     final_denoise: bool = False,
 ) -> SolverTable:
     """Table of a sampler with `steps` evaluations of the denoiser, NumPy float64.

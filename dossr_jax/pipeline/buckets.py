@@ -1,0 +1,118 @@
+"""Shape classes of images: the canvas that an image is worked on, and the tiles that cover it.
+
+Images of one class share a compiled program. Geometry is in units of one latent position, as in
+dossr_jax.tiling: `unit` pixels of the fourfold image. Sides of inputs are in their own pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from dossr_jax.restore import UPSCALE
+from dossr_jax.tiling import plan_tiles
+
+# Pixels of the fourfold image on the smallest canvas.
+_LEAST = 128
+# Pixels of fourfold images that share a program when several that need tiles are batched.
+_BATCH_BUDGET = 8 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """A shape class: sides in units, and whether it is worked on tile by tile."""
+
+    height: int
+    width: int
+    tiled: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """All shape classes of a model.
+
+    Attributes:
+      unit: pixels of the fourfold image a latent position spans.
+      align: canvases, tiles and their corners are multiples of it, as the UNet needs.
+      tile: side of a tile in units; None runs every canvas whole.
+    """
+
+    unit: int
+    align: int
+    tile: int | None
+
+    @classmethod
+    def of_pixels(cls, unit: int, align: int, tile: int) -> Buckets:
+        """`tile` in pixels of the fourfold image, rounded up to what is possible; 0 is none."""
+        units = _round_up(-(-tile // unit), align)
+        return cls(unit, align, max(units, 2 * align) if tile else None)
+
+    @property
+    def overlap(self) -> int:
+        """Units that neighbouring tiles share at least: a quarter of a tile."""
+        return 0 if self.tile is None else _round_up(self.tile // 4, self.align)
+
+    @property
+    def unit_px(self) -> int:
+        """Pixels of the input a unit spans."""
+        return self.unit // UPSCALE
+
+    def canvas(self, height: int, width: int) -> Canvas:
+        """The smallest class that holds an image."""
+        sides = self._units(height, width)
+        if self.tile is None:
+            return Canvas(*(_grow(s, self.align, 8 * self.align) for s in sides), False)
+        if max(sides) > self.tile:
+            return Canvas(*(_grow(s, self.align, self.tile) for s in sides), True)
+        side = self.tile
+        while side // 2 >= max(*sides, _LEAST // self.unit) and side // 2 % self.align == 0:
+            side //= 2
+        return Canvas(side, side, False)
+
+    def capacity(self, canvas: Canvas, batch_size: int) -> int:
+        """Images of a class that run together, at most `batch_size`."""
+        if not canvas.tiled:
+            return batch_size
+        pixels = canvas.height * canvas.width * self.unit**2
+        return max(1, min(batch_size, _BATCH_BUDGET // pixels))
+
+    def tiles(
+        self, canvas: Canvas, sizes: Sequence[tuple[int, int]], places: int
+    ) -> tuple[np.ndarray, int]:
+        """Tiles of a batch of images (h, w), on canvases of one class with `places` places.
+
+        Returns:
+          (int32 (n, 3) rows of image, row and column in units, how many of them are to run). The
+          length n depends on the class and on `places` alone; it is 0 where there are no tiles.
+        """
+        if not canvas.tiled:
+            return np.zeros((0, 3), np.int32), 0
+        rows = []
+        for i, size in enumerate(sizes):
+            sides = (max(side, self.tile) for side in self._units(*size))
+            rows.append(np.insert(self._corners(*sides), 0, i, axis=1))
+        tiles = np.concatenate(rows)
+        most = places * len(self._corners(canvas.height, canvas.width))
+        return np.pad(tiles, ((0, most - len(tiles)), (0, 0))), len(tiles)
+
+    def _units(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of an image in units, aligned."""
+        return tuple(_round_up(-(-side // self.unit_px), self.align) for side in (height, width))
+
+    def _corners(self, height: int, width: int) -> np.ndarray:
+        return plan_tiles(height, width, self.tile, self.overlap, self.align)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _grow(side: int, align: int, least: int) -> int:
+    """Smallest of least x 1, 1.5, 2, 3, 4, 6, 8, ... (rounded up to `align`) that holds `side`."""
+    bucket, half = least, True
+    while _round_up(bucket, align) < side:
+        bucket = bucket * 3 // 2 if half else bucket * 4 // 3
+        half = not half
+    return _round_up(bucket, align)

@@ -1,0 +1,356 @@
+"""`Upscaler`: images in, enlarged images out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from dossr_jax import image_io, prompts, weights
+from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
+from dossr_jax.diffusion.schedule import make_schedule
+from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
+from dossr_jax.errors import UserError
+from dossr_jax.image import pad_to
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.pipeline.buckets import Buckets, Canvas
+from dossr_jax.pipeline.settings import MAX_STEPS, Settings
+from dossr_jax.restore import UPSCALE, Knobs, Layout, Stages, restore
+
+DEFAULT_TILE = 512
+BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Pixels of a result, and of the fourfold image before it: 2 GB for each copy of it in 8 bits.
+_MAX_PIXELS = 2**29
+
+ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """One result.
+
+    Attributes:
+      image: uint8 (round(scale h), round(scale w), 3).
+      pre_restored, decoded: the stages at four times the input, uint8 (4h, 4w, 3).
+      seconds: its share of the wall time of its batch, compilation included.
+    """
+
+    image: np.ndarray
+    pre_restored: np.ndarray
+    decoded: np.ndarray
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """An image to restore, uint8 (h, w, 3)."""
+
+    id: Hashable
+    image: np.ndarray
+    seed: int
+
+    @property
+    def sides(self) -> str:
+        return f"{self.image.shape[1]}x{self.image.shape[0]}"
+
+    def problem(self, scale: float) -> UserError | None:
+        """Why the image cannot be restored, if it cannot."""
+        for factor in (UPSCALE, scale):
+            height, width = image_io.output_size(*self.image.shape[:2], factor)
+            if height * width > _MAX_PIXELS:
+                return UserError(
+                    f"{self.sides} pixels: {width}x{height} at scale {factor:g} are more than "
+                    f"{_MAX_PIXELS / 1e6:.0f} million; cut the image or reduce the scale"
+                )
+        return None
+
+    def finish(self, stages: Stages, scale: float, seconds: float) -> Restored:
+        """The result: stages of the canvas cut to the image, the last of them at `scale`."""
+        height, width = self.image.shape[:2]
+        pre, decoded, result = (s[: UPSCALE * height, : UPSCALE * width] for s in stages)
+        image = image_io.resample(result, *image_io.output_size(height, width, scale))
+        return Restored(image, pre, decoded, seconds)
+
+
+class Upscaler:
+    """A model ready to restore images.
+
+    Compiled programs are kept per canvas bucket and batch size, never per image size, number of
+    steps, seed or any strength.
+    """
+
+    def __init__(
+        self,
+        model: DoSSR,
+        *,
+        tile: int = DEFAULT_TILE,
+        devices: Sequence[jax.Device] | None = None,
+        tokenizer_dir: str | Path | None = None,
+    ):
+        """Wrap a loaded model.
+
+        Args:
+          model: see :meth:`from_pretrained`.
+          tile: side of a tile in pixels of the fourfold image, rounded up to what the networks
+            need; 0 turns tiling off.
+          devices: devices that share a batch; all local ones if None.
+          tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
+        """
+        if tile < 0:
+            raise UserError(f"tile {tile} is negative; give a side in pixels, or 0 for no tiling")
+        self.config = model.config
+        unit, align = self.config.vae.downscale, self.config.unet.downscale
+        fold = self.config.rrdb.fold
+        # Canvases and tiles are multiples of `align` units, and of the pixels in them.
+        if unit % UPSCALE or align * unit // UPSCALE % fold:
+            raise UserError(
+                f"networks that do not fit together: blocks of {align} x {unit} pixels in the "
+                f"fourfold image, {fold} at once in the pre-restorer; use another pre-restorer"
+            )
+        self._buckets = Buckets.of_pixels(unit, align, tile)
+        self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
+        self._text = model.text
+        self._contexts = {
+            self.config.negative_prompt: model.negative_context[...],
+            self.config.prompt: model.context[...],
+        }
+        self._schedule = make_schedule(self.config.process)
+        devices = list(devices if devices is not None else jax.local_devices())
+        mesh = Mesh(np.array(devices), ("data",))
+        self._devices = len(devices)
+        self._split = NamedSharding(mesh, PartitionSpec("data"))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._graphdef, state = nnx.split(model)
+        self._state = jax.device_put(state, self._everywhere)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "dossr-mini",
+        *,
+        dtype: str = "float32",
+        preprocessor: str | Path | None = None,
+        tile: int = DEFAULT_TILE,
+        devices: Sequence[jax.Device] | None = None,
+        tokenizer_dir: str | Path | None = None,
+    ) -> Upscaler:
+        """Load a model that comes with the package, by name, or a converted one, by path.
+
+        Args:
+          name_or_path: "dossr-mini", a .safetensors file or an Orbax folder.
+          dtype: "float32" or "bfloat16", of the networks' arithmetic.
+          preprocessor: another pre-restorer: an RRDBNet file, or "realesrgan" from the extra.
+
+        Raises:
+          UserError: in one line, what is wrong with the file and what to do.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
+        if preprocessor is not None:
+            model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
+            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
+        return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
+
+    def restore(
+        self, images: ImageLike | Sequence[ImageLike], **settings: Any
+    ) -> np.ndarray | list[np.ndarray]:
+        """Restore one image or several.
+
+        Args:
+          images: file names, PIL images, or arrays (h, w, 3), uint8 or float in [0, 1]; any size
+            from 1x1 up.
+          **settings: fields of :class:`Settings`.
+
+        Returns:
+          uint8 arrays (round(scale h), round(scale w), 3) in the order of the input, or one
+          array for one image.
+
+        Raises:
+          UserError: an unreadable image or an impossible setting.
+        """
+        single = isinstance(images, ImageLike)
+        arrays = [as_array(image) for image in ([images] if single else images)]
+        results = {}
+        for index, result in self.stream(enumerate(arrays), Settings(**settings)):
+            if isinstance(result, UserError):
+                raise result
+            results[index] = result.image
+        ordered = [results[index] for index in range(len(arrays))]
+        return ordered[0] if single else ordered
+
+    def stream(
+        self, images: Iterable[tuple[Hashable, np.ndarray]], settings: Settings
+    ) -> Iterator[tuple[Hashable, Restored | UserError]]:
+        """Restore images as they come, batching those that fit one program.
+
+        Args:
+          images: pairs (anything that names the image, uint8 array (h, w, 3)). Read only as far
+            as needed; at most batch_size of them wait for each bucket.
+
+        Yields:
+          (name, result, or what prevented it), not necessarily in the order of the input: an
+          image that cannot be restored stops no other.
+
+        Raises:
+          UserError: settings that this model or these images cannot have.
+        """
+        settings = settings.completed(self.config.sampler)
+        knobs, table = self._knobs(settings), self._table(settings)
+        waiting: dict[Canvas, list[_Job]] = {}
+        for index, (name, image) in enumerate(images):
+            job = _Job(name, image, settings.seed_of(index))
+            problem = job.problem(settings.scale)
+            if problem is not None:
+                yield name, problem
+                continue
+            canvas = self._buckets.canvas(*image.shape[:2])
+            jobs = waiting.setdefault(canvas, [])
+            jobs.append(job)
+            if len(jobs) == self._buckets.capacity(canvas, settings.batch_size):
+                yield from self._run(canvas, waiting.pop(canvas), settings, knobs, table)
+        for canvas, jobs in waiting.items():
+            yield from self._run(canvas, jobs, settings, knobs, table)
+
+    def _run(
+        self, canvas: Canvas, jobs: Sequence[_Job], *options: Any
+    ) -> list[tuple[Hashable, Restored | UserError]]:
+        """Restore a batch, or say of every image in it that the memory does not do."""
+        try:
+            return self._restore(canvas, jobs, *options)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+                raise
+            remedy = "reduce the tile or the batch size, or cut the image"
+            return [
+                (job.id, UserError(f"{job.sides} pixels: not enough memory; {remedy}"))
+                for job in jobs
+            ]
+
+    def _restore(
+        self,
+        canvas: Canvas,
+        jobs: Sequence[_Job],
+        settings: Settings,
+        knobs: Knobs,
+        table: SolverTable,
+    ) -> list[tuple[Hashable, Restored]]:
+        """Restore a batch: images of one class, no more than its capacity."""
+        begin = time.perf_counter()
+        # Batches come in powers of two, so that a rest does not bring a program of its own.
+        places = 1 << (len(jobs) - 1).bit_length()
+        if not canvas.tiled:
+            places = _round_up(places, self._devices)
+        px = self._buckets.unit_px
+        padded = [*jobs, *[jobs[-1]] * (places - len(jobs))]
+        lr = np.stack([pad_to(j.image, canvas.height * px, canvas.width * px) for j in padded])
+        size = np.array([j.image.shape[:2] for j in padded], np.int32)
+        keys = jax.vmap(jax.random.key)(np.array([j.seed for j in padded], np.uint32))
+        tiles, count = self._buckets.tiles(canvas, [j.image.shape[:2] for j in jobs], places)
+        layout = Layout(
+            tile=self._buckets.tile if canvas.tiled else None,
+            overlap=self._buckets.overlap,
+            margin=self._buckets.overlap // 4,
+            tile_batch=_round_up(settings.batch_size, self._devices),
+            color_fix=settings.color_fix,
+            guided=settings.cfg_scale != 1.0,
+            truncate=settings.truncate,
+            shard=self._split if canvas.tiled and self._devices > 1 else None,
+        )
+        # Of a tiled batch every device has all images and shares the tiles; of others, the images.
+        place = self._everywhere if canvas.tiled else self._split
+        lr, size, keys = jax.device_put((lr, size, keys), place)
+        tiles, count, table, knobs = jax.device_put(
+            (tiles, np.int32(count), table, knobs), self._everywhere
+        )
+        stages = restore(
+            self._graphdef, layout, self._state, lr, size, tiles, count, keys, table, knobs
+        )
+        stages = Stages(*(np.asarray(s) for s in stages))
+        seconds = (time.perf_counter() - begin) / len(jobs)
+        return [
+            (job.id, job.finish(Stages(*(s[i] for s in stages)), settings.scale, seconds))
+            for i, job in enumerate(jobs)
+        ]
+
+    def _table(self, settings: Settings) -> SolverTable:
+        table = make_table(
+            self._schedule,
+            steps=settings.steps,
+            order=settings.order,
+            kind=settings.solver,
+            grid=settings.grid,
+            start=settings.start,
+            final_denoise=settings.final_denoise,
+        )
+        return cast(pad_table(table, MAX_STEPS), np.float32)
+
+    def _knobs(self, settings: Settings) -> Knobs:
+        prompt, negative = settings.prompt, settings.negative_prompt
+        return Knobs(
+            context=self._context(self.config.prompt if prompt is None else prompt),
+            negative=self._context(self.config.negative_prompt if negative is None else negative),
+            cfg_scale=np.float32(settings.cfg_scale),
+            strength=np.float32(settings.strength),
+            fidelity=np.float32(settings.fidelity),
+        )
+
+    def _context(self, prompt: str) -> jax.Array:
+        if prompt not in self._contexts:
+            if self._text is None:
+                known = " and ".join(repr(p) for p in self._contexts)
+                raise UserError(
+                    f"prompt {prompt!r}: this model carries no text encoder, only {known}; "
+                    "use one of these, or convert a checkpoint with --keep-text"
+                )
+            embedded = prompts.embed(self._text, [prompt], tokenizer_dir=self._tokenizer_dir)
+            self._contexts[prompt] = embedded[0]
+        return self._contexts[prompt]
+
+
+def as_array(image: ImageLike) -> np.ndarray:
+    """An image in any accepted form as uint8 (h, w, 3).
+
+    Raises:
+      UserError: unreadable file, or an array of another shape or dtype.
+    """
+    if isinstance(image, str | Path):
+        return image_io.read_image(image)
+    if isinstance(image, Image.Image):
+        return image_io.to_array(image)
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UserError(f"array of shape {image.shape} is no image; give (h, w, 3)")
+    if image.dtype == np.uint8:
+        return image
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        levels = np.clip(image.astype(np.float32), 0, 1) * 255
+        if np.isfinite(levels).all():
+            return np.round(levels).astype(np.uint8)
+    raise UserError(f"image of {image.dtype}; give uint8, or finite floats in [0, 1]")
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    if str(name_or_path) in BUILT_IN:
+        return Path(str(resources.files("dossr_jax") / "assets" / BUILT_IN[str(name_or_path)]))
+    path = Path(name_or_path)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such model; give a file, an Orbax folder or one of {', '.join(BUILT_IN)}"
+        )
+    return path
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
