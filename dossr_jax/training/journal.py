@@ -1,0 +1,170 @@
+"""What a run says: progress bar, log lines, metrics.jsonl, TensorBoard. Process 0 alone speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from dossr_jax.config import TrainConfig
+from dossr_jax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+_LINE_SECONDS = 30
+
+
+class Journal(contextlib.AbstractContextManager):
+    """The record of one run in its folder.
+
+    metrics.jsonl holds one line a log interval and one a validation, of nothing but what is the
+    same in every run of the configuration: that of an interrupted run ends up equal, byte for
+    byte, to that of an uninterrupted one.
+
+    Raises:
+      UserError: also from its methods: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, step: int, validated: bool):
+        """Open the record of a run that sets in at `step`; what the file has of later ones goes.
+
+        `validated`: the validation of this very step, if one is due, is not to come.
+        """
+        self._folder, self._config = folder, config
+        self._speaks = jax.process_index() == 0
+        self._said = -math.inf
+        self._bar = tqdm(
+            total=config.steps,
+            initial=step,
+            desc=config.stage,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0,
+            disable=not self._speaks,
+            # A bar in a file would be a line for every update.
+            mininterval=0.2 if sys.stderr.isatty() else 60,
+        )
+        self.start_clock(step, 0.0)
+        if self._speaks:
+            with self._writing():
+                _cut(folder / METRICS_FILE, step, validated)
+                self._file = open(folder / METRICS_FILE, "a")
+                self._board = SummaryWriter(
+                    str(folder / "tensorboard"), purge_step=step + validated, max_queue=1000
+                )
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._speaks:
+            # What did not fit on the disk has been told when metrics.jsonl was written.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
+        if self._speaks:
+            self._bar.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
+
+    def advance(self, step: int) -> None:
+        """A step is under way."""
+        self._bar.update(step - self._bar.n)
+
+    def start_clock(self, step: int, waited: float) -> None:
+        """Time the run from here on. `waited`: seconds spent waiting for data so far."""
+        self._bar.initial, self._bar.start_t = step, time.time()
+        self._mark = step, waited, time.monotonic()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave what is done inside out of throughput and expected end."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        step, waited, clock = self._mark
+        self._mark = step, waited, clock + seconds
+        self._bar.start_t += seconds
+
+    def log(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
+        """Record means of metrics since the last log line; `waited` as in start_clock."""
+        step_before, waited_before, clock = self._mark
+        self._mark = step, waited, time.monotonic()
+        seconds = self._mark[2] - clock
+        pace = {
+            "images_per_second": (step - step_before) * self._config.data.batch / seconds,
+            "waiting_for_data": (waited - waited_before) / seconds,
+        }
+        self._record(step, "train", metrics, {**metrics, **pace})
+        self._bar.set_postfix_str(_text({"loss": metrics["loss"]} | pace))
+        last = step == self._config.steps
+        if last or time.monotonic() - self._said > _LINE_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"step {step}/{self._config.steps} {_text(metrics | pace)}")
+
+    def validation(self, step: int, metrics: Mapping[str, float], picture: np.ndarray) -> None:
+        """Record a validation; `picture` (h, w, 3) uint8 goes to pictures/STEP.png."""
+        self._record(step, "validation", metrics, metrics)
+        self.say(f"step {step} validation {_text(metrics)}")
+        if self._speaks:
+            self._board.add_image("validation", picture, step, dataformats="HWC")
+            with self._writing():
+                target = self._folder / "pictures" / f"{step}.png"
+                target.parent.mkdir(exist_ok=True)
+                temporary = target.with_name(f".{target.name}.tmp")
+                Image.fromarray(picture).save(temporary, format="png")
+                os.replace(temporary, target)
+
+    def _record(
+        self, step: int, kind: str, lasting: Mapping[str, float], shown: Mapping[str, float]
+    ) -> None:
+        if not self._speaks:
+            return
+        with self._writing():
+            self._file.write(json.dumps({"step": step, "kind": kind, **lasting}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        for name, value in shown.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: the run's record cannot be written ({error.strerror}); free "
+                "space and run the same command again to go on"
+            ) from error
+
+
+def _text(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _cut(path: Path, step: int, validated: bool) -> None:
+    """Drop what comes after `step`, its validation too if that is to come, and broken lines."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            if entry["step"] + (entry["kind"] == "validation" and not validated) > step:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
