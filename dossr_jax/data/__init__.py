@@ -1,1 +1,1 @@
-"""Training data: photos cut into a bank of crops, and their degradation. Never imports jax."""
+"""Training data: photos, sources of images, batches of crops, and their degradation."""
