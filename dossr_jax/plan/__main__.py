@@ -1,0 +1,211 @@
+"""Say whether a job fits a slice of accelerators, before it is booked.
+
+    python -m dossr_jax.plan --config sd21_dossr_v5e256 --topology v5e:16x16
+
+Compiles the training step and the restoring program for devices that are not there and prints,
+for one of them, memory, operations, traffic and the least time of a run. Status 0: it fits;
+1: it does not, with a remedy; 2: bad input. Needs a CPU and, for TPUs, the extra [plan].
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dossr_jax import config as config_lib
+from dossr_jax.config import ConfigError, TrainConfig
+from dossr_jax.errors import UserError
+from dossr_jax.pipeline import DEFAULT_TILE
+from dossr_jax.plan import text
+from dossr_jax.plan.chips import Slice, open_slice
+from dossr_jax.plan.programs import restore_program, sample_flops, train_program
+from dossr_jax.plan.report import Report, plan, remedy, versions
+from dossr_jax.plan.search import largest_batch
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dossr_jax.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="name of a configuration in configs/")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., cpu")
+    parser.add_argument("--what", choices=("train", "restore", "both"), default="both")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="samples of a step, images restored together; the configuration's, and one a device",
+    )
+    parser.add_argument("--size", type=int, help="side of crops and of restored images in pixels")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change the configuration, as parallel.remat=full; may be repeated",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the reports here")
+    parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
+    parser.add_argument(
+        "--full-effort",
+        action="store_true",
+        help="compile as a real run would, ten times as long, for the last percents",
+    )
+    return parser.parse_args(argv)
+
+
+def make_config(args: argparse.Namespace) -> TrainConfig:
+    """The named configuration with the command line's changes.
+
+    Raises:
+      UserError: no such configuration, or an impossible change.
+    """
+    try:
+        configs = importlib.import_module("configs").CONFIGS
+    except ModuleNotFoundError as error:
+        if error.name != "configs":
+            raise
+        raise UserError("configs/ is not there; run from the project's folder") from error
+    if args.config not in configs:
+        raise UserError(f"no configuration {args.config!r}; there are {', '.join(configs)}")
+    changes = list(args.set)
+    if args.size is not None:
+        changes.append(f"data.crop={args.size}")
+    if args.batch is not None:
+        changes.append(f"data.batch={args.batch}")
+    return changed(configs[args.config], changes)
+
+
+def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
+    """A configuration with fields replaced by "section.field=value", value in JSON or plain text.
+
+    Raises:
+      UserError: no such field, or a value that it cannot have.
+    """
+    values = config_lib.to_dict(config)
+    for change in changes:
+        path, equals, given = change.partition("=")
+        *sections, field = path.split(".")
+        node: Any = values
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if not equals or not isinstance(node, dict) or field not in node:
+            raise UserError(f"--set {change}: give section.field=value of an existing field")
+        try:
+            node[field] = json.loads(given)
+        except json.JSONDecodeError:
+            node[field] = given
+    try:
+        return config_lib.from_dict(TrainConfig, values)
+    except (ConfigError, TypeError) as error:
+        raise UserError(f"{' '.join(changes)}: {error}") from error
+
+
+def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
+    """Report of the training step, as printed and as written."""
+
+    def compiled(batch: int) -> Report:
+        data = dataclasses.replace(config.data, batch=batch)
+        resized = dataclasses.replace(config, data=data)
+        return plan(train_program(resized, target.devices), target, quick=not args.full_effort)
+
+    parallel = config.parallel
+    settings = {
+        "what": "train",
+        "config": args.config,
+        "size": config.data.crop,
+        "accumulate": config.optimizer.accumulate,
+        **dataclasses.asdict(parallel),
+    }
+    unit = len(target.devices) * config.optimizer.accumulate
+    record = _run(args, settings, compiled, config.data.batch, unit)
+    needed = sample_flops(config)
+    record["flops_needed_per_sample"] = needed
+    print(f"  operations that a sample needs, nothing recomputed: {text.tera(needed)}")
+    return record
+
+
+def plan_restore(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
+    """Report of the restoring program, as printed and as written."""
+    size = DEFAULT_TILE if args.size is None else args.size
+    dtype = config.parallel.dtype
+
+    def compiled(images: int) -> Report:
+        program = restore_program(
+            config.model, target.devices, images=images, size=size, dtype=dtype
+        )
+        return plan(program, target, quick=not args.full_effort)
+
+    settings = {
+        "what": "restore",
+        "config": args.config,
+        "size": size,
+        "dtype": dtype,
+        "steps": config.model.sampler.steps,
+    }
+    return _run(args, settings, compiled, args.batch or len(target.devices), len(target.devices))
+
+
+def _run(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    compiled: Callable[[int], Report],
+    batch: int,
+    unit: int,
+) -> dict[str, Any]:
+    """Plan at a batch and, if wanted, look for the largest; print as it goes."""
+    report = compiled(batch)
+    print(text.describe(report, settings), flush=True)
+    if not report.fits:
+        print(f"  does not fit; try {remedy(report, settings)}", flush=True)
+    record = settings | report.to_dict()
+    if args.search:
+        found = largest_batch(compiled, report, unit)
+        record["search"] = {
+            "largest": found.largest,
+            "tried": {n: dataclasses.asdict(r) for n, r in found.tried.items()},
+        }
+        print(text.describe_search(found), flush=True)
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    args = parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # what is planned for is not looked for here
+    try:
+        config = make_config(args)
+        target = open_slice(args.topology)
+        parts = {"train": plan_train, "restore": plan_restore}
+        wanted = parts if args.what == "both" else [args.what]
+        records = [parts[what](args, config, target) for what in wanted]
+        if args.json:
+            _write(args.json, {"versions": versions(), "reports": records})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(record["fits"] for record in records) else 1
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

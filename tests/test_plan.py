@@ -1,0 +1,261 @@
+"""Plans are of the programs that run, and their accounts add up."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from models import TINY, tiny_model
+from small import make_batch, make_config
+
+from dossr_jax import parallel, pipeline, training
+from dossr_jax.errors import UserError
+from dossr_jax.plan import (
+    Program,
+    chips,
+    hlo,
+    open_slice,
+    plan,
+    programs,
+    restore_program,
+    train_program,
+)
+from dossr_jax.plan.__main__ import changed, main
+from dossr_jax.plan.report import Report, remedy
+from dossr_jax.plan.search import largest_batch
+
+ROOT = Path(__file__).parent.parent
+
+HLO = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %g = ((bf16[8,128]{1,0}), (bf16[32,128]{1,0})) all-gather-start(%x), replica_groups=[64,4]<=[256]
+  %d = bf16[32,128]{1,0} all-gather-done(%g)
+}
+
+%cond (p: (s32[], bf16[8,128])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: bf16[8,128]) -> f32[4,100] {
+  %loop = (s32[], bf16[8,128]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %r = (f32[100]{0}, f32[3,100]{1,0:T(8,128)}) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %s = f32[10]{0} reduce-scatter(%r), replica_groups={{0,1,2,3,4}}, to_apply=%add
+  %c = f32[6]{0} collective-permute(%s), source_target_pairs={{0,1}}
+}
+"""  # noqa: E501
+
+
+def test_collectives_count_loops_groups_and_asynchronous_starts():
+    found = hlo.collectives(HLO, devices=256)
+    gathered = 5 * 32 * 128 * 2
+    assert found["all-gather"] == hlo.Collective(5, gathered, gathered * 3 / 4)
+    assert found["all-reduce"] == hlo.Collective(1, 1600, 1600)
+    assert found["reduce-scatter"] == hlo.Collective(1, 200, 160)
+    assert found["collective-permute"] == hlo.Collective(1, 24, 24)
+
+
+def test_refusals_for_memory_are_read():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 22.50G of 15.75G hbm. Exceeded hbm capacity by 6.75G."
+    )
+    assert hlo.memory_refused(message) == (22.5 * 2**30, 15.75 * 2**30)
+    assert hlo.memory_refused("INTERNAL: something else") is None
+
+
+def make_report(samples=8, fits=True, memory=1.0, **fields):
+    options = {"topology": "x", "chip": "x", "devices": 4, "hbm": 16.0, "usable": 15.0}
+    options |= {"arguments": {}, "effort": "quick", "seconds": {}} | fields
+    return Report(samples=samples, fits=fits, memory=memory, **options)
+
+
+@pytest.mark.parametrize("first", [4, 8, 28, 40, 64])
+@pytest.mark.parametrize("capacity", [3.0, 15.0, 29.9])
+def test_search_ends_at_the_largest_batch_that_fits(first, capacity):
+    """Memory 2 + batch / 2 plus a bend: a straight line alone would not find it."""
+
+    def compiled(batch):
+        memory = 2 + batch / 2 + 0.001 * batch**2
+        return make_report(batch, memory <= capacity, memory, usable=capacity)
+
+    fitting = [b for b in range(4, 100, 4) if compiled(b).fits]
+    found = largest_batch(compiled, compiled(first), 4)
+    assert found.largest == max(fitting, default=0)
+    assert len(found.tried) <= 6
+
+
+def test_remedies_name_what_can_still_be_changed():
+    state = {"parameters": 1e9}
+    report = make_report(16, False, arguments=state)
+    text = remedy(report, {"remat": "dots", "fsdp": 2})
+    assert "parallel.remat=full" in text and "--batch 8" in text and "parallel.fsdp=4" in text
+    report = make_report(4, False, arguments=state)
+    assert "--batch" not in remedy(report, {"remat": "full", "fsdp": 4})
+
+
+def test_changes_reach_nested_fields_and_are_checked():
+    config = changed(make_config("dossr"), ["parallel.remat=full", "optimizer.betas=[0.5, 0.9]"])
+    assert config.parallel.remat == "full" and config.optimizer.betas == (0.5, 0.9)
+    for change in ("parallel.remat", "parallel.nothing=1", "nowhere.x=1", "parallel.fsdp=0"):
+        with pytest.raises(UserError):
+            changed(config, [change])
+
+
+def test_the_training_step_planned_is_the_one_that_runs():
+    """Its arguments have the shapes, dtypes and places of a real run's, and are counted so."""
+    config = make_config("prior")
+    program = train_program(config, jax.devices("cpu"))
+    mesh = parallel.make_mesh(1)
+    state = training.start_run(config, None, mesh).state
+    real = {
+        "parameters": state.learn,
+        "average": state.ema,
+        "optimizer": state.opt_state,
+        "frozen": state.frozen,
+        "batch": parallel.put_batch({k: make_batch()[k] for k in ("hr", "id")}, mesh),
+    }
+    assert described(program.arguments) == described(real)
+    report = plan(program, open_slice("cpu"))
+    assert report.fits and report.flops > 0 and not report.collectives
+    for name, tree in real.items():
+        assert report.arguments[name] == sum(a.nbytes for a in jax.tree.leaves(tree))
+
+
+def described(tree):
+    return jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), tree)
+
+
+def test_the_restoring_program_planned_is_the_one_that_runs(monkeypatch):
+    """The pipeline calls it with arguments like these, but for what whole canvases do not use."""
+    calls = []
+
+    class Called(Exception):
+        pass
+
+    def record(*arguments):
+        calls.append(arguments)
+        raise Called
+
+    monkeypatch.setattr(pipeline.upscaler, "restore", record)
+    with pytest.raises(Called):
+        pictures = [np.zeros((128, 128, 3), np.uint8)] * 2
+        pipeline.Upscaler(tiny_model()).restore(pictures, batch_size=2)
+    monkeypatch.setattr(programs, "restore", SimpleNamespace(trace=record))
+    planned = restore_program(TINY, jax.local_devices(), images=2, size=512, dtype="float32")
+    with pytest.raises(Called):
+        planned.trace()
+    real, ours = calls
+    assert real[0] == ours[0]
+    unused = {"overlap": 0, "margin": 0, "tile_batch": 0}
+    assert dataclasses.replace(real[1], **unused) == dataclasses.replace(ours[1], **unused)
+    assert described(jax.tree.leaves(real[2:])) == described(jax.tree.leaves(ours[2:]))
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+    """XLA's analysis counts it once."""
+    x = jax.ShapeDtypeStruct(
+        (32, 32), np.float32, sharding=parallel.replicated(parallel.make_mesh(1))
+    )
+
+    def looped(x):
+        return jax.lax.fori_loop(0, 7, lambda _, y: y @ x, x)
+
+    program = Program(
+        trace=lambda: jax.jit(looped).trace(x),
+        arguments={"batch": x},
+        samples=1,
+        repeats=7,
+        body=lambda: jax.jit(lambda x: x @ x).trace(x),
+    )
+    assert plan(program, open_slice("cpu")).flops == pytest.approx(7 * 2 * 32**3, rel=0.01)
+
+
+TRAIN = ["--config", "tiny", "--topology", "cpu", "--what", "train"]
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_command_line_reports_and_its_status_says_whether_it_fits(
+    configs, monkeypatch, tmp_path, capsys
+):
+    """On this host, whose memory is made to be too small."""
+    path = tmp_path / "report.json"
+    real = open_slice("cpu")
+    small = dataclasses.replace(real, chip=dataclasses.replace(real.chip, usable=1000.0))
+    monkeypatch.setattr("dossr_jax.plan.__main__.open_slice", lambda name: small)
+    # A stage without degradation, which takes longest to compile.
+    options = ["--set", "stage=prior", "--batch", "2", "--json", str(path)]
+    assert main([*TRAIN, *options]) == 1
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed and "parallel.remat=full" in printed
+    (report,) = json.loads(path.read_text())["reports"]
+    assert report["fits"] is False and report["memory"] > 1000
+    assert report["flops"] > report["flops_needed_per_sample"] > 0
+    assert sum(report["arguments"].values()) < report["memory"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--config", "nothing"], "nothing"),
+        (["--topology", "v5e"], "v5e:16x16"),
+        (["--topology", "h100:8"], "h100:8"),
+        (["--set", "parallel.fsdp"], "parallel.fsdp"),
+        (["--set", "parallel.fsdp=7777"], "fsdp"),
+        (["--size", "33"], "33"),
+        (["--what", "restore", "--size", "1024"], "512"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(configs, options, named, capsys):
+    assert main([*TRAIN, *options]) == 2
+    printed = capsys.readouterr().err
+    assert named in printed and printed.startswith("error: ") and printed.count("\n") == 1
+
+
+def test_a_held_lock_of_libtpu_is_told(monkeypatch):
+    def refuse(*args):
+        raise jax.errors.JaxRuntimeError("ABORTED: accessing libtpu multi-process lockfile.")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match="another process"):
+        open_slice("v5e:2x2")
+
+
+def test_without_libtpu_its_extra_is_named(monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"dossr-jax\[plan\]"):
+        open_slice("v5e:2x2")
+
+
+@pytest.mark.slow
+def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path):
+    """libtpu admits one process at a time, so it gets one of its own."""
+    pytest.importorskip("libtpu", reason="extra [plan]")
+    path = tmp_path / "report.json"
+    command = [sys.executable, "-m", "dossr_jax.plan", "--config", "tiny", "--topology", "v5e:2x2"]
+    options = ["--batch", "8", "--set", "parallel.fsdp=2", "--size", "64", "--json", str(path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([*command, *options], cwd=ROOT, env=environment, check=True)
+    train, restore = json.loads(path.read_text())["reports"]
+    for report in (train, restore):
+        assert report["fits"] and report["devices"] == 4 and report["bound"] > 0
+        assert 0 < report["memory"] < 2**30
+    assert {"all-gather", "all-reduce"} & set(train["collectives"])
+    assert train["bounds"].keys() == {"arithmetic", "memory", "links"}
