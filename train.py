@@ -16,10 +16,11 @@ from configs import CONFIGS, MODULES
 from dossr_jax import training, weights
 from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_dict
 from dossr_jax.convert.__main__ import convert
+from dossr_jax.convert.release import check_release_shape
 from dossr_jax.errors import UserError
 from dossr_jax.training.loop import Trained, start_crops, train
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 _EXPORT_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": None}
 _EXAMPLES = """\
 examples:
@@ -128,6 +129,19 @@ def make_config(name: str, settings: Mapping[str, str]) -> TrainConfig:
         raise UserError(f"--config {name}: {error}") from error
 
 
+def check_exports(config: TrainConfig, args: argparse.Namespace) -> None:
+    """Find out before the training what would keep its result from being written.
+
+    Raises:
+      UserError: no such folder, or networks that PyTorch's release does not have.
+    """
+    for path in filter(None, (args.export, args.export_torch)):
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder; make it first")
+    if args.export_torch:
+        check_release_shape(config.model)
+
+
 def save(trained: Trained, args: argparse.Namespace) -> None:
     """Write the averaged model everywhere it is wanted."""
     config, graphdef, state = trained.run
@@ -138,11 +152,12 @@ def save(trained: Trained, args: argparse.Namespace) -> None:
         return
     notes = {"recipe": f"{args.config}, {int(state.step)} steps"}
     target = args.output / "model.safetensors"
-    weights.save_model(target, model, notes=notes)
-    print(f"wrote {target}")
+    targets = [(target, None)]
     if args.export:
-        weights.save_model(args.export, model, dtype=_EXPORT_DTYPES[args.export_dtype], notes=notes)
-        print(f"wrote {args.export}")
+        targets.append((args.export, _EXPORT_DTYPES[args.export_dtype]))
+    for path, dtype in targets:
+        weights.save_model(path, model, dtype=dtype, notes=notes)
+        print(f"wrote {path}")
     if args.export_torch:
         convert(target, args.export_torch, to="release", overwrite=True)
 
@@ -152,19 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(arguments)
     if args.list:
-        width = max(map(len, CONFIGS))
         for name, module in zip(CONFIGS, MODULES, strict=True):
-            print(f"{name:{width}}  {module.__doc__.splitlines()[0]}")
+            print(f"{name:18} {module.__doc__.splitlines()[0]}")
         return 0
-    missing = [f"--{name}" for name in ("config", "data", "output") if not getattr(args, name)]
-    if missing:
+    if missing := [f"--{n}" for n in ("config", "data", "output") if not getattr(args, n)]:
         parser.error(f"{', '.join(missing)} needed (or --list)")
     settings = dict(setting.partition("=")[::2] for setting in args.set)
     settings |= {"steps": str(args.steps)} if args.steps is not None else {}
     settings |= {"data.batch": str(args.batch_size)} if args.batch_size is not None else {}
     try:
+        config = make_config(args.config, settings)
+        check_exports(config, args)
         trained = train(
-            make_config(args.config, settings),
+            config,
             data=args.data,
             output=args.output,
             init=args.init,
@@ -177,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     return 0
 
 

@@ -10,10 +10,10 @@ from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig
 
 
-def write_pairs(folder: Path) -> Path:
+def write_pairs(folder: Path, height: int = 40, width: int = 32) -> Path:
     """Nine HR images with LR partners to train on, three to validate on: nothing to degrade."""
     for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
-        image = picture(40, 32, seed=i)
+        image = picture(height, width, seed=i)
         save(folder / "HR" / name, image)
         save(folder / "LR" / name, quarter(image))
     return folder
