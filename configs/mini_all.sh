@@ -1,20 +1,24 @@
 #!/bin/sh
-# dossr-mini from an empty folder: photos, bank, five runs, the file that ships.
-#   sh configs/mini_all.sh RUNS [MINUTES]
-# MINUTES (default 70) is the training time in all; photos and bank take 3 minutes more.
+# dossr-mini from an empty folder: photos, data set, five runs, the file that ships.
+#   sh configs/mini_all.sh RUNS [SHARE]
+# SHARE (default 1) scales the steps of every run: 0.001 is a trial of the whole recipe. Run again,
+# it goes on where it was stopped. PHOTOS in the environment names a folder of photos to use
+# instead of fetching them.
 set -eu
 runs=$1
-minutes=${2:-70}
-part() { awk "BEGIN {print $minutes * $1 / 100}"; }
-train() { # config share-of-time [init]
-    python train.py --config "mini_$1" --data "$runs/bank" --output "$runs/$1" \
-        --minutes "$(part "$2")" ${3:+--init "$runs/$3/model.safetensors"} \
-        --export "$runs/dossr-mini.safetensors"
+share=${2:-1}
+if [ -z "${PHOTOS:-}" ]; then
+    PHOTOS=$runs/photos
+    [ -e "$PHOTOS/MANIFEST.tsv" ] || python -m dossr_jax.data.photos "$PHOTOS"
+fi
+python -m dossr_jax.data.prepare "$PHOTOS" "$runs/data" --tile 256 --halve 'erase_*'
+train() { # config steps [init]
+    steps=$(awk "BEGIN {n = int($2 * $share); print n > 2 ? n : 2}")
+    python train.py --config "mini_$1" --data "$runs/data" --output "$runs/$1" --steps "$steps" \
+        ${3:+--init "$runs/$3/model.safetensors"} --export "$runs/dossr-mini.safetensors"
 }
-python -m dossr_jax.data.photos "$runs/photos"
-python -m dossr_jax.data.bank "$runs/photos" "$runs/bank"
-train vae 17
-train rrdb 24 vae
-train prior 18 rrdb
-train dossr 25 prior
-train decoder 16 dossr
+train vae 4000
+train rrdb 8000 vae
+train prior 12000 rrdb
+train dossr 12000 prior
+train decoder 4000 dossr

@@ -271,6 +271,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.batch >= 1 and self.crop >= 1, "batch and crop are 1 or more")
         _require(len(self.presets) > 0, "presets names no degradation")
+        _require(min(self.workers, self.prefetch) >= 0, "workers and prefetch are 0 or more")
         low, high = self.scale_range
         _require(0 < low <= high, f"scale_range {low}, {high} is not a range of positive factors")
 

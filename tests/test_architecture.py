@@ -17,12 +17,37 @@ ALLOWED = {
     "tiling": set(),
     "image_io": {"errors"},
     "prompts": {"errors"},
-    "data": {"errors", "config"},
+    "data": {"errors", "config", "image_io"},
+    "metrics": set(),
+    "parallel": {"errors"},
+    "checkpoint": {"config", "errors"},
+    "plan": {
+        "config",
+        "diffusion",
+        "errors",
+        "models",
+        "parallel",
+        "pipeline",
+        "restore",
+        "training",
+        "weights",
+    },
     "models": {"config"},
     "weights": {"config", "errors", "models"},
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
     "restore": {"diffusion", "image", "tiling", "models"},
-    "training": {"config", "errors", "models", "weights", "diffusion"},
+    "training": {
+        "checkpoint",
+        "config",
+        "data",
+        "diffusion",
+        "errors",
+        "image_io",
+        "metrics",
+        "models",
+        "parallel",
+        "weights",
+    },
     "pipeline": {
         "config",
         "convert",
@@ -49,7 +74,19 @@ ALLOWED = {
     "cli": {"diffusion", "errors", "image_io", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
-WITHOUT_JAX = ["config", "errors", "data", "diffusion/schedule", "image_io"]
+WITHOUT_JAX = [
+    "config",
+    "errors",
+    "data/examples",
+    "data/photos",
+    "data/pipeline",
+    "data/prepare",
+    "data/sources",
+    "data/tiles",
+    "data/worker",
+    "diffusion/schedule",
+    "image_io",
+]
 
 
 def imported(path: Path) -> set[str]:

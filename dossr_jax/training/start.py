@@ -25,16 +25,18 @@ def _unit(image: np.ndarray) -> jax.Array:
     return jnp.asarray(image, jnp.float32) / 255
 
 
-def make_model(config: DoSSRConfig, seed: int) -> DoSSR:
+def make_model(config: DoSSRConfig, seed: int, *, zero_output: bool) -> DoSSR:
     """A model to train from scratch.
 
     The two prompt embeddings, which no text tower made, are fixed random vectors. Residual
-    branches and the UNet's output start at zero, so that the first steps are gentle.
+    branches start at zero, and with `zero_output` the UNet's output too, so that the first steps
+    are gentle; behind a zero output, however, a ControlNet alone would never learn.
     """
     model = DoSSR(config, rngs=nnx.Rngs(seed))
     for name, param in weights.names_and_params(model):
         residual = name.endswith((".conv2.kernel", ".proj_out.kernel"))
-        if name.startswith(("unet.", "vae.")) and (residual or name == "unet.conv_out.kernel"):
+        output = zero_output and name == "unet.conv_out.kernel"
+        if (residual and name.startswith(("unet.", "vae."))) or output:
             param[...] = jnp.zeros_like(param[...])
     for i, param in enumerate((model.context, model.negative_context)):
         draw = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), param.shape)

@@ -189,7 +189,8 @@ def _open(
 ) -> tuple[DoSSRConfig, Callable[[str], np.ndarray]]:
     """Configuration and parameters, by name, of the model that a run starts from."""
     if init is None:
-        model = start.make_model(config.model, config.seed)
+        zero_output = config.stage != "dossr"
+        model = start.make_model(config.model, config.seed, zero_output=zero_output)
         if config.stage == "vae":
             if images is None:
                 raise ValueError("the linear start of an autoencoder needs images")
