@@ -376,6 +376,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, work / "old")
         os.replace(work / path.name, path)
+    except UserError as error:  # about a file that nobody will find
+        raise UserError(str(error).replace(str(work / path.name), str(path))) from error
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another place"

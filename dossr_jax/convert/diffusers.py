@@ -16,7 +16,7 @@ from dossr_jax.config import DoSSRConfig, ProcessConfig, TextConfig, UNetConfig,
 from dossr_jax.convert.infer import config_errors
 from dossr_jax.convert.release import RRDB, Model, check_release_shape, join
 from dossr_jax.convert.state import Lazy, State, from_safetensors, to_ours, to_torch
-from dossr_jax.convert.tables import transformers_text_table, unet_table, vae_table
+from dossr_jax.convert.tables import text_table, unet_table, vae_table
 from dossr_jax.errors import UserError
 from dossr_jax.weights import SafetensorsFile, write_safetensors
 
@@ -299,4 +299,4 @@ def _read_text(folder: Path) -> tuple[TextConfig, dict[str, Lazy]]:
         skip_layers=0,
         projection_dim=0,
     )
-    return config, to_ours(transformers_text_table(config), state)
+    return config, to_ours(text_table(config, "transformers"), state)

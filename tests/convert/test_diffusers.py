@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from checkpoints import assert_one_line, read_file, run, same, write_file
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dossr_jax import weights
 from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.__main__ import main
 from dossr_jax.convert.tables import rrdb_table, unet_table, vae_table
 
 WIDTH = 32
@@ -67,8 +67,7 @@ def rrdb_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("rrdb") / "net.safetensors"
     rows = rrdb_table(RRDBConfig(num_features=8, num_blocks=1, growth=4))
     arrays = {row.torch: np.ones(row.shape, np.float32) for row in rows}
-    weights.write_safetensors(path, arrays, arrays.__getitem__)
-    return path
+    return write_file(path, arrays)
 
 
 @pytest.fixture
@@ -79,10 +78,6 @@ def folder(modules, tmp_path):
     vae.save_pretrained(path / "vae")
     text.save_pretrained(path / "text_encoder")
     return path
-
-
-def run(*arguments) -> int:
-    return main([str(a) for a in arguments])
 
 
 def assert_same(module: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -164,12 +159,8 @@ def test_shards_variants_and_older_names(modules, folder, rrdb_file, tmp_path):
         **{"text_model.embeddings.position_ids": np.arange(77)[None]},
     )
     assert run(other, tmp_path / "other.safetensors", "--rrdb", rrdb_file, "--keep-text") == 0
-    assert contents(tmp_path / "other.safetensors") == contents(tmp_path / "plain.safetensors")
-
-
-def contents(path) -> dict[str, bytes]:
-    file = weights.SafetensorsFile(path)
-    return {name: file.read(name).tobytes() for name in file.names}
+    whole, parts = (read_file(tmp_path / f"{name}.safetensors") for name in ("plain", "other"))
+    assert same(whole, parts)
 
 
 def rewrite(path, new_name, **more) -> None:
@@ -186,7 +177,7 @@ def test_a_shortened_tower_is_told_when_written_for_the_release(
     options = ("--rrdb", rrdb_file, "--to", "release")
     assert run(folder, tmp_path / "a.safetensors", *options) == 0
     assert "a shortened text tower" in capsys.readouterr().out
-    assert "control_model.zero_convs.0.0.weight" in contents(tmp_path / "a.safetensors")
+    assert "control_model.zero_convs.0.0.weight" in read_file(tmp_path / "a.safetensors")
 
 
 def change(path, **values) -> None:
@@ -241,8 +232,7 @@ def test_the_scheduler_file_is_read(folder, rrdb_file, tmp_path, capsys):
 def test_damaged_folders_are_one_line(folder, rrdb_file, tmp_path, capsys, damage, says):
     damage(folder)
     assert run(folder, tmp_path / "a.safetensors", "--rrdb", rrdb_file) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    assert_one_line(capsys.readouterr().err, says)
     assert not (tmp_path / "a.safetensors").exists()
 
 

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from checkpoints import Arrays, read_file, write_file
 from models import tiny_model
 
 from dossr_jax import weights
@@ -15,7 +16,6 @@ from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
 
 CONFIG = RRDBConfig(num_features=8, num_blocks=2, growth=4)
-Arrays = dict[str, np.ndarray]
 
 
 def random_weights(config: RRDBConfig = CONFIG, dtype=np.float32) -> Arrays:
@@ -91,8 +91,7 @@ def test_pickles_from_before_the_zip_format(tmp_path):
 def test_scales_and_dtypes(tmp_path, scale, dtype):
     config = RRDBConfig(num_features=8, num_blocks=1, growth=4, scale=scale)
     source = random_weights(config, dtype)
-    path = tmp_path / "net.safetensors"
-    weights.write_safetensors(path, source, source.__getitem__)
+    path = write_file(tmp_path / "net.safetensors", source)
     found, arrays = load_rrdb(path)
     assert found == config
     assert_ours(arrays, source, config)
@@ -100,9 +99,8 @@ def test_scales_and_dtypes(tmp_path, scale, dtype):
 
 def test_out_of_a_whole_checkpoint_and_out_of_our_own_file(tmp_path, golden_dir):
     config, arrays = load_rrdb(golden_dir / "weights.safetensors")
-    file = weights.SafetensorsFile(golden_dir / "weights.safetensors")
-    prefix = "preprocess_model."
-    source = {n.removeprefix(prefix): file.read(n) for n in file.names if n.startswith(prefix)}
+    stored, prefix = read_file(golden_dir / "weights.safetensors"), "preprocess_model."
+    source = {n.removeprefix(prefix): a for n, a in stored.items() if n.startswith(prefix)}
     assert_ours(arrays, source, config)
     model = tiny_model()
     weights.save_model(tmp_path / "tiny.safetensors", model)
@@ -114,8 +112,7 @@ def test_out_of_a_whole_checkpoint_and_out_of_our_own_file(tmp_path, golden_dir)
 
 def test_preprocessor_is_ready_to_run(tmp_path):
     source = random_weights()
-    path = tmp_path / "net.safetensors"
-    weights.write_safetensors(path, source, source.__getitem__)
+    path = write_file(tmp_path / "net.safetensors", source)
     net = preprocessor(path, ml_dtypes.bfloat16)
     assert net(np.full((1, 5, 6, 3), 0.5, np.float32)).shape == (1, 20, 24, 3)
     for row in rrdb_table(CONFIG):
@@ -207,9 +204,7 @@ def test_bad_files(tmp_path):
     source = random_weights()
 
     def save(name: str, arrays: Arrays):
-        path = tmp_path / f"{name}.safetensors"
-        weights.write_safetensors(path, arrays, arrays.__getitem__)
-        return path
+        return write_file(tmp_path / f"{name}.safetensors", arrays)
 
     one_up = {n: a for n, a in source.items() if not n.startswith("conv_up2")}
     twice = {**source, "trunk_conv.weight": source["conv_body.weight"]}

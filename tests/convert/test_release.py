@@ -1,0 +1,149 @@
+"""Checkpoints of the release: every key there and back, bit for bit."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import torch
+from checkpoints import read_file, run, same, write_file
+from models import tiny_model
+
+from dossr_jax import weights
+from dossr_jax.convert import config_from_release_yaml, load_release
+from dossr_jax.convert.readers import read_checkpoint
+from dossr_jax.convert.release import export_release, read_release
+from dossr_jax.diffusion.schedule import release_buffers
+
+
+def test_golden_there_and_back(arrays, converted, tmp_path):
+    assert run(converted, tmp_path / "back.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "back.safetensors"), arrays)
+
+
+def test_golden_there_and_back_through_orbax(golden_dir, arrays, converted, tmp_path):
+    assert run(golden_dir, tmp_path / "orbax", "--to", "orbax") == 0
+    assert run(tmp_path / "orbax", tmp_path / "back.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "back.safetensors"), arrays)
+    assert run(tmp_path / "orbax", tmp_path / "ours.safetensors") == 0
+    assert same(read_file(tmp_path / "ours.safetensors"), read_file(converted))
+
+
+def test_every_dtype_is_kept(arrays, context_file, tmp_path):
+    kinds = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+    mixed = {k: a.astype(kinds[i % 4]) for i, (k, a) in enumerate(arrays.items())}
+    write_file(tmp_path / "mixed.safetensors", mixed)
+    options = ("--head-dim", "16", "--context", context_file)
+    assert run(tmp_path / "mixed.safetensors", tmp_path / "a.safetensors", *options) == 0
+    assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "b.safetensors"), mixed)
+
+
+def test_pickle_gives_the_same_file(arrays, context_file, golden_dir, converted, tmp_path):
+    tensors = {f"module.{name}": torch.from_numpy(a) for name, a in arrays.items()}
+    torch.save({"state_dict": tensors, "global_step": 3}, tmp_path / "model.ckpt")
+    options = ("--config", golden_dir / "config.yaml", "--context", context_file)
+    assert run(tmp_path / "model.ckpt", tmp_path / "a.safetensors", *options) == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == converted.read_bytes()
+
+
+def test_dtype_option_casts_weights_and_not_buffers(arrays, converted, tmp_path):
+    assert run(converted, tmp_path / "a.safetensors", "--dtype", "bfloat16") == 0
+    cast = read_file(tmp_path / "a.safetensors")
+    for name, array in read_file(converted).items():
+        kind = array.dtype if name.startswith("buffers.") else ml_dtypes.bfloat16
+        assert cast[name].dtype == kind
+        assert (cast[name] == array.astype(kind)).all()
+
+
+def test_configuration_from_keys_equals_the_yaml_files(golden_dir):
+    state = read_checkpoint(golden_dir / "weights.safetensors")
+    yaml_config = config_from_release_yaml(golden_dir / "config.yaml")
+    assert read_release(state, config=yaml_config).config == read_release(state, head_dim=16).config
+
+
+def test_a_shifting_sequence_is_recognised_by_its_buffer(arrays, golden_dir):
+    state = read_checkpoint(golden_dir / "weights.safetensors")
+    for t1, name in ((500, "trunc_12"), (333, "trunc_13"), (666, "trunc_23")):
+        eta = np.ones(1000)
+        eta[:t1] = (1 - np.cos(np.pi * np.linspace(0.001, 0.999, t1))) / 2
+        array = eta.astype(np.float32)
+        tensors = {
+            **state.tensors,
+            "lambdas": type(state.tensors["betas"])(
+                array.shape, array.dtype, lambda array=array: array
+            ),
+        }
+        other = type(state)(state.source, tensors)
+        assert read_release(other, head_dim=16).config.process.eta == name
+
+
+def test_loading_directly_equals_loading_the_converted_file(golden_dir, converted):
+    with np.load(golden_dir / "golden.npz") as npz:
+        context, negative = npz["context"], npz["context_neg"]
+    direct = load_release(
+        golden_dir / "weights.safetensors",
+        golden_dir / "config.yaml",
+        context=context,
+        negative_context=negative,
+    )
+    stored = weights.load_model(converted)
+    assert direct.config == stored.config
+    pairs = zip(weights.names_and_params(direct), weights.names_and_params(stored), strict=True)
+    for (name, a), (other, b) in pairs:
+        assert name == other and a.dtype == jnp.float32
+        np.testing.assert_array_equal(a[...], b[...])
+    np.testing.assert_array_equal(direct.context[...], context[0])
+    np.testing.assert_array_equal(direct.negative_context[...], negative[0])
+
+
+def test_equal_encoders_are_kept_once(arrays, context_file, tmp_path):
+    twin = dict(arrays)
+    for name in arrays:
+        if name.startswith("cond_encoder."):
+            twin[name] = arrays[name.replace("cond_encoder.", "first_stage_model.")]
+    write_file(tmp_path / "twin.safetensors", twin)
+    options = ("--head-dim", "16", "--context", context_file)
+    assert run(tmp_path / "twin.safetensors", tmp_path / "a.safetensors", *options) == 0
+    file = weights.SafetensorsFile(tmp_path / "a.safetensors")
+    assert weights.read_config(file.path, file.metadata).shared_encoder
+    assert not [name for name in file.names if name.startswith("hint_encoder")]
+    assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "b.safetensors"), twin)
+
+
+def test_encoders_of_one_value_and_two_dtypes_are_kept_apart(arrays, context_file, tmp_path):
+    twin = dict(arrays)
+    for name in arrays:
+        if name.startswith("cond_encoder."):
+            other = arrays[name.replace("cond_encoder.", "first_stage_model.")]
+            twin[name] = other.astype(np.float32)
+    write_file(tmp_path / "twin.safetensors", twin)
+    options = ("--head-dim", "16", "--context", context_file)
+    assert run(tmp_path / "twin.safetensors", tmp_path / "a.safetensors", *options) == 0
+    assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "b.safetensors"), twin)
+
+
+def test_absent_buffers_are_computed(arrays, golden_dir, tmp_path):
+    bare = {name: a for name, a in arrays.items() if "." in name}
+    state = read_checkpoint(write_file(tmp_path / "bare.safetensors", bare))
+    model = read_release(state, config=config_from_release_yaml(golden_dir / "config.yaml"))
+    exported = {name: tensor.load() for name, tensor in export_release(model).items()}
+    assert set(exported) - set(bare) == set(release_buffers(model.config.process))
+    np.testing.assert_allclose(exported["lambdas"], arrays["lambdas"], rtol=1e-6)
+
+
+def test_folders_are_replaced_whole(converted, tmp_path):
+    for to in ("orbax", "diffusers"):
+        folder = tmp_path / to
+        assert run(converted, folder, "--to", to) == 0
+        before = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix)
+        assert run(converted, folder, "--to", to, "--overwrite") == 0
+        assert sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["diffusers", "orbax"]
+
+
+def test_networks_that_pytorch_lacks_cannot_be_exported(tmp_path, capsys):
+    weights.save_model(tmp_path / "tiny.safetensors", tiny_model())
+    for to, name in (("release", "a.safetensors"), ("diffusers", "a")):
+        assert run(tmp_path / "tiny.safetensors", tmp_path / name, "--to", to) == 2
+        assert "cannot be written in that form" in capsys.readouterr().err
