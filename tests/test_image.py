@@ -1,7 +1,5 @@
 """Laws and reference values of dossr_jax.image."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dossr_jax import image
-
-GOLDEN = Path(__file__).parent / "data" / "golden" / "golden.npz"
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(GOLDEN) as arrays:
-        names = [n for n in arrays if "stage_" in n or "_u8" in n or "samp_o3_s3_img" in n]
-        return {name: arrays[name] for name in names}
 
 
 def nhwc(array):

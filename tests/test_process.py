@@ -1,7 +1,5 @@
 """Forward process, loss and guidance against the release and against their definitions."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,21 +11,9 @@ from dossr_jax.config import ProcessConfig
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 
-GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+pytestmark = pytest.mark.usefixtures("x64")
 SCHEDULE = make_schedule(ProcessConfig())
 laws = settings(derandomize=True, deadline=None, max_examples=20)
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(GOLDEN / "golden.npz") as arrays:
-        yield arrays
 
 
 def _nhwc(array: np.ndarray, dtype=np.float64) -> jax.Array:

@@ -1,7 +1,5 @@
 """Laws of the schedule, and its arrays against those of the release."""
 
-import pathlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,15 +17,8 @@ from dossr_jax.diffusion.schedule import (
     release_buffers,
 )
 
-GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 SCHEDULE = make_schedule(ProcessConfig())
 laws = settings(derandomize=True, deadline=None, max_examples=40)
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(GOLDEN / "golden.npz") as arrays:
-        yield arrays
 
 
 def _varying(schedule: Schedule) -> Schedule:
@@ -37,11 +28,11 @@ def _varying(schedule: Schedule) -> Schedule:
     return Schedule(schedule.alpha, schedule.sigma, eta, schedule.t1)
 
 
-def test_release_buffers_are_bit_exact():
+def test_release_buffers_are_bit_exact(golden_dir):
     from safetensors import safe_open
 
     buffers = release_buffers(ProcessConfig())
-    with safe_open(GOLDEN / "weights.safetensors", "numpy") as file:
+    with safe_open(golden_dir / "weights.safetensors", "numpy") as file:
         stored = {name: file.get_tensor(name) for name in file.keys() if "." not in name}
     assert set(buffers) == set(stored) and len(buffers) == 15
     for name, values in buffers.items():
