@@ -111,6 +111,12 @@ def test_a_new_folder_has_no_checkpoint(opened):
         assert checkpoints.latest() is None
 
 
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="run: a checkpoint could not be written"):
+        Checkpoints(tmp_path / "run", keep=1, warn=print)
+
+
 def test_a_folder_holds_data_and_no_code(opened):
     folder = write(opened, [0]).folder
     for path in (p for p in folder.rglob("*") if p.is_file()):
@@ -280,8 +286,6 @@ def test_a_full_disk_leaves_the_earlier_ones(opened, monkeypatch):
     assert checkpoints.steps() == [1, 2]
 
 
-# TensorStore's threads complain of the reader that no longer waits for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_write_that_fails_in_the_background_is_told(opened):
     """Files limited to 10 kB fail where a full disk or a quota would."""
     write(opened, [1])

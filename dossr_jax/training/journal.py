@@ -14,7 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from dossr_jax.config import TrainConfig
@@ -59,9 +61,7 @@ class Journal(contextlib.AbstractContextManager):
             with self._writing():
                 _cut(folder / METRICS_FILE, step, validated)
                 self._file = open(folder / METRICS_FILE, "a")
-                self._board = SummaryWriter(
-                    str(folder / "tensorboard"), purge_step=step + validated, max_queue=1000
-                )
+                self._board = _Board(folder / "tensorboard", step, step + validated)
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
@@ -83,7 +83,8 @@ class Journal(contextlib.AbstractContextManager):
 
     def start_clock(self, step: int, waited: float) -> None:
         """Time the run from here on. `waited`: seconds spent waiting for data so far."""
-        self._bar.initial, self._bar.start_t = step, time.time()
+        self._bar.initial = step
+        self._bar.start_t = self._bar.last_print_t = time.time()
         self._mark = step, waited, time.monotonic()
 
     @contextlib.contextmanager
@@ -95,6 +96,7 @@ class Journal(contextlib.AbstractContextManager):
         step, waited, clock = self._mark
         self._mark = step, waited, clock + seconds
         self._bar.start_t += seconds
+        self._bar.last_print_t = time.time()
 
     def log(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
         """Record means of metrics since the last log line; `waited` as in start_clock."""
@@ -117,8 +119,8 @@ class Journal(contextlib.AbstractContextManager):
         self._record(step, "validation", metrics, metrics)
         self.say(f"step {step} validation {_text(metrics)}")
         if self._speaks:
-            self._board.add_image("validation", picture, step, dataformats="HWC")
             with self._writing():
+                self._board.add(step, summary.image("validation", picture, dataformats="HWC"))
                 target = self._folder / "pictures" / f"{step}.png"
                 target.parent.mkdir(exist_ok=True)
                 temporary = target.with_name(f".{target.name}.tmp")
@@ -134,8 +136,8 @@ class Journal(contextlib.AbstractContextManager):
             self._file.write(json.dumps({"step": step, "kind": kind, **lasting}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        for name, value in shown.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            scalars = [summary.scalar(f"{kind}/{name}", value) for name, value in shown.items()]
+            self._board.add(step, *scalars)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -143,9 +145,28 @@ class Journal(contextlib.AbstractContextManager):
             yield
         except OSError as error:
             raise UserError(
-                f"{self._folder}: the run's record cannot be written ({error.strerror}); free "
-                "space and run the same command again to go on"
+                f"{self._folder}: the run's record cannot be written ({error.strerror}); whole "
+                "checkpoints stay; free space and run the same command again to go on from them"
             ) from error
+
+
+class _Board:
+    """TensorBoard's file, written at once: tensorboardX's own writer fails in a thread."""
+
+    def __init__(self, folder: Path, step: int, purge: int):
+        """Open a file that takes the place of everything shown from step `purge` on."""
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{step}")
+        again = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge, session_log=again))
+
+    def add(self, step: int, *summaries: summary.Summary) -> None:
+        for each in summaries:
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=each))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _text(metrics: Mapping[str, float]) -> str:

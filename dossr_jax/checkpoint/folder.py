@@ -1,21 +1,15 @@
-"""Checkpoints of a run's folder, over Orbax: saved in the background, whole or not at all.
-
-OUTPUT/checkpoints/STEP holds the items `state` (all of the training state but what is frozen),
-`config`, and `data` and `log` (JSON: where the data stream and the log are). OUTPUT/frozen
-holds the frozen parameters, written once. Arrays restore onto any mesh. A folder gets its name
-only when all is written, and with it a list of its files with their CRC-32: Orbax itself reads
-changed bytes as numbers. Only data is stored, never code.
-"""
+"""The checkpoints of one run."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
 import re
 import shutil
-import zlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,32 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dossr_jax.checkpoint.files import damage, write_file_list
+from dossr_jax.checkpoint.settings import continued, differences
 from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_json
 from dossr_jax.errors import UserError
 
 _STEPS, _FROZEN, _DAMAGED = "checkpoints", "frozen", "damaged"
-_FILE_LIST = "files.json"
-_CHUNK = 2**24
 _NONE, _ALL_DAMAGED = -1, -2
-# Settings that may change from one part of a run to the next.
-_FREE = (
-    "steps",
-    "save_every",
-    "keep",
-    "validate_every",
-    "log_every",
-    "data.workers",
-    "data.prefetch",
-    "parallel",
-)
-# Settings that a run takes from the model file it starts from.
-_FROM_FILE = (
-    "model.vae.scale_factor",
-    "model.prompt",
-    "model.negative_prompt",
-    "model.sampler",
-    "model.text",
-)
 
 
 class Saved(NamedTuple):
@@ -59,83 +34,6 @@ class Saved(NamedTuple):
     state: Any
     data: dict[str, Any]
     log: dict[str, Any]
-
-
-# --- configurations -----------------------------------------------------------------------------
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _is_one_of(name: str, fields: tuple[str, ...]) -> bool:
-    return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
-def differences(stored: TrainConfig, asked: TrainConfig) -> list[str]:
-    """What tells two configurations apart that cannot be parts of one run, a phrase a field."""
-    ours, theirs = (dict(_flat(json.loads(to_json(config)))) for config in (stored, asked))
-    return [
-        f"{name} is {json.dumps(ours.get(name))} there, {json.dumps(theirs.get(name))} now"
-        for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name) and not _is_one_of(name, (*_FREE, *_FROM_FILE))
-    ]
-
-
-def continued(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """The stored configuration with those settings of `asked` that may change."""
-    merged, wanted = (json.loads(to_json(config)) for config in (stored, asked))
-    for field in _FREE:
-        *parents, last = field.split(".")
-        into, source = merged, wanted
-        for name in parents:
-            into, source = into[name], source[name]
-        into[last] = source[last]
-    return from_dict(TrainConfig, merged)
-
-
-# --- whole folders ------------------------------------------------------------------------------
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
-
-
-def _write_file_list(folder: Path) -> None:
-    """List the files of the items in a finished folder: name, bytes, CRC-32."""
-    files = [p for item in sorted(folder.iterdir()) if item.is_dir() for p in item.rglob("*")]
-    listed = {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
-        for path in sorted(files)
-        if path.is_file()
-    }
-    (folder / _FILE_LIST).write_text(json.dumps(listed))
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's folder, in a few words; None if it is whole."""
-    try:
-        listed = json.loads((folder / _FILE_LIST).read_text())
-        # Sizes first: they tell of a cut copy without reading it all.
-        for name, (size, _) in listed.items():
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes where {size} should be"
-        for name, (_, crc) in listed.items():
-            if _crc(folder / name) != crc:
-                return f"{name} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    return None
 
 
 class _Manager(contextlib.AbstractContextManager):
@@ -153,7 +51,7 @@ class _Manager(contextlib.AbstractContextManager):
 
     def _list_files(self) -> None:
         (unfinished,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-        _write_file_list(unfinished)
+        write_file_list(unfinished)
 
     def save(self, step: int, **items: Any) -> None:
         """Start saving; nothing else is being saved."""
@@ -183,20 +81,22 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self.folder = Path(folder).absolute()
         self._warn = warn
-        # What Orbax logs, tracebacks of its threads among it, our errors say better.
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-        with self._writing():
-            self._manager = _Manager(self.folder / _STEPS, keep)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet())
+            with self._writing():
+                self._manager = _Manager(self.path(), keep)
+            self._quiet = stack.pop_all()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, those being written left out."""
+        if not self.path().is_dir():
+            return []
         return sorted(int(p.name) for p in self.path().iterdir() if p.name.isdigit())
 
     def path(self, step: int | None = None) -> Path:
         """Folder of a checkpoint, or of all."""
-        return self._manager.folder if step is None else self._manager.folder / str(step)
+        folder = self.folder / _STEPS
+        return folder if step is None else folder / str(step)
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, None in a folder without any.
@@ -316,12 +216,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           UserError: this checkpoint, or the one before, could not be written.
         """
-        orbax = self._manager.orbax
-        if step in orbax.all_steps():
+        if step in self._manager.orbax.all_steps():
             return
         with self._writing():
-            orbax.wait_until_finished()
-            first = not orbax.all_steps()
+            self._manager.orbax.wait_until_finished()
+            first = not self._manager.orbax.all_steps()
             self._check_space(state if first else _without_frozen(state))
             if first:
                 self._save_frozen(state.frozen)
@@ -348,14 +247,15 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.orbax.wait_until_finished()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        try:
-            with self._writing():
-                self._manager.orbax.close()
-        except UserError:
-            if kind is None:  # an error on its way says what came first
-                raise
-        finally:
-            self._logger.setLevel(self._level)
+        with self._quiet:
+            try:
+                with self._writing():
+                    self._manager.orbax.close()
+            except UserError:
+                if kind is None:  # an error on its way says what came first
+                    raise
+            finally:
+                del self._manager.orbax
 
     def _check_space(self, tree: Any) -> None:
         # A disk that fills up halfway makes TensorStore's threads print their own tracebacks.
@@ -373,14 +273,43 @@ class Checkpoints(contextlib.AbstractContextManager):
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Turn what goes wrong with files into an error that says what is left."""
+        reason = None
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
-            left = ", ".join(map(str, self.steps())) if self.path().is_dir() else ""
+            reason = _reason(error)
+        # Raised out here, it does not keep alive what TensorStore has left of the failure.
+        if reason is not None:
+            left = ", ".join(map(str, self.steps()))
             raise UserError(
-                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); whole ones: "
+                f"{self.folder}: a checkpoint could not be written ({reason}); whole ones: "
                 f"{left or 'none'}; free space and run the same command again to go on"
-            ) from error
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Orbax and TensorStore print and log beside the errors that they raise.
+
+    One write that fails fails a hundred others, each of which has its own tracebacks.
+    """
+
+    def unraisable(problem: Any) -> None:
+        if "Event loop is closed" not in str(problem.exc_value):
+            hook(problem)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        gc.collect()  # asyncio tells of a failure when its future is deleted
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _without_frozen(state: Any) -> dict[str, Any]:
