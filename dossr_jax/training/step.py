@@ -20,6 +20,8 @@ from dossr_jax.training.stages import STAGES, Batch, Metrics, make_inputs
 from dossr_jax.training.state import TrainState, learning_rate, make_optimizer
 
 _EMA_WARMUP = 10
+# XLA removes on a CPU what keeps recomputed and first computation apart, and then merges the two.
+_CPU_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def make_train_step(
@@ -52,7 +54,10 @@ def make_train_step(
             grads, parallel.state_shardings(grads, mesh)
         ), metrics
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    recomputes_on_cpu = config.parallel.remat != "none" and mesh.devices.flat[0].platform == "cpu"
+    options = _CPU_REMAT if recomputes_on_cpu else None
+
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
         frozen = gather(state.frozen, config, mesh)
