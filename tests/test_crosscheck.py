@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
+from folders import OTHER, write_model
 from safetensors.numpy import load_file, save_file
 
 from dossr_jax import weights
-from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.release import Model, export_release
 from dossr_jax.convert.state import lazy
 from dossr_jax.crosscheck import main, report
 from dossr_jax.crosscheck.folder import Archive, open_folder
@@ -185,22 +183,6 @@ def test_quarter_is_pytorchs_bicubic():
     )
 
 
-OTHER = DoSSRConfig(
-    unet=UNetConfig(
-        model_channels=32,
-        channel_mult=(1, 2, 4),
-        num_res_blocks=1,
-        attention_levels=(True, True, False),
-        head_dim=8,
-        context_dim=24,
-    ),
-    vae=VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1, scale_factor=0.3),
-    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
-    shared_encoder=False,
-    context_length=5,
-)
-
-
 def write_other_folder(folder):
     """A folder of other sizes, whose stages are still to be filled in."""
     rng = np.random.default_rng(0)
@@ -209,29 +191,7 @@ def write_other_folder(folder):
     for name, param in weights.names_and_params(model):
         draw = rng.normal(size=param.shape) / np.sqrt(np.prod(param.shape[:-1], initial=1))
         tensors[name] = lazy((draw + name.endswith("scale")).astype(np.float32))
-    exported = export_release(Model(OTHER, tensors))
-    weights.write_safetensors(
-        folder / "weights.safetensors", exported, lambda name: exported[name].load()
-    )
-    unet = {
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 32,
-        "attention_resolutions": [2, 1],
-        "num_res_blocks": 1,
-        "channel_mult": [1, 2, 4],
-        "num_head_channels": 8,
-        "context_dim": 24,
-    }
-    vae = {"z_channels": 4, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1}
-    rrdb = {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4}
-    params = {
-        "scale_factor": 0.3,
-        "unet_config": {"params": unet},
-        "first_stage_config": {"params": {"ddconfig": vae}},
-        "preprocess_config": {"params": rrdb},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump({"params": params}))
+    write_model(folder, tensors)
 
     def normal(*shape):
         return rng.normal(size=shape).astype(np.float32)

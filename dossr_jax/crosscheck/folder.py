@@ -75,10 +75,6 @@ def build_model(folder: Folder, dtype: Any) -> DoSSR:
     return model
 
 
-def _in_memory(array: np.ndarray) -> Lazy:
-    return Lazy(array.shape, array.dtype, lambda: array)
-
-
 # What NumPy raises for files that are cut short, changed, or something else altogether.
 _DAMAGE = (
     zipfile.BadZipFile,

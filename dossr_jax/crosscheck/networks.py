@@ -88,16 +88,25 @@ class Runner:
 
     def given(self, name: str) -> Array:
         """A stored input in our dtype, as it lies."""
-        return jnp.asarray(self.archive[name].astype(self.dtype))
+        return jax.device_put(self.archive[name].astype(self.dtype))
 
     def image(self, name: str) -> Array:
         """A stored NCHW input as NHWC."""
-        return jnp.moveaxis(self.given(name), 1, -1)
+        return jax.device_put(np.moveaxis(self.archive[name], 1, -1).astype(self.dtype))
 
     @functools.cached_property
     def _programs(self) -> dict[str, Callable[..., Any]]:
+        options = None
+        if self.dtype == jnp.float64 and jax.default_backend() == "cpu":
+            # Compiling is most of the work. Float64 is there for what is computed, not for how
+            # fast or with which rounding; float32 is compiled as users have it.
+            options = {"xla_backend_optimization_level": 0}
+
         def with_model(fn: Callable[..., Any]) -> Callable[..., Any]:
-            return jax.jit(lambda state, *args: fn(nnx.merge(self.graphdef, state), *args))
+            return jax.jit(
+                lambda state, *args: fn(nnx.merge(self.graphdef, state), *args),
+                compiler_options=options,
+            )
 
         return {
             "pre": with_model(lambda model, lr: (model.rrdb(lr), model.pre_restore(lr))),
@@ -107,16 +116,31 @@ class Runner:
             "predict": with_model(programs.predict),
             "solve": with_model(programs.solve),
             "gradients": with_model(programs.gradients),
-            "color_fix": jax.jit(color_fix, static_argnums=0),
+            "color_fix": jax.jit(color_fix, static_argnums=0, compiler_options=options),
         }
 
     def call(self, program: str, *args: Any) -> Any:
         """Run a program of the model."""
         return self._programs[program](self.state, *args)
 
+    def predict(self, x: Array, t: Array, context: Array, hint: Array) -> Array:
+        """Predictions of the noise.
+
+        Few samples at the resolution of the stored network inputs are filled up to their number:
+        a program for those is there already.
+        """
+        stored = self.archive.arrays.get("eps_x_t")
+        count = len(x)
+        if stored is None or stored.shape[2:] != x.shape[1:3] or len(stored) < count:
+            return self.call("predict", x, t, context, hint, self._strengths(1))
+        x, t, context, hint = (
+            jnp.resize(a, (len(stored), *a.shape[1:])) for a in (x, t, context, hint)
+        )
+        return self.call("network", x, t, context, hint, self._strengths(1))["eps"][:count]
+
     def fix(self, kind: str, image: Array, reference: Array) -> Array:
         """Colour fix of whole canvases."""
-        size = jnp.broadcast_to(jnp.asarray(image.shape[1:3], jnp.int32), (len(image), 2))
+        size = np.broadcast_to(np.asarray(image.shape[1:3], np.int32), (len(image), 2))
         return self._programs["color_fix"](kind, image, reference, size)
 
     # --- stages of one image ------------------------------------------------------------------
@@ -154,7 +178,7 @@ class Runner:
             self.image("eps_hint"),
             self.given("eps_context"),
         )
-        t = jnp.asarray(self.archive["eps_t"], jnp.int32)
+        t = jax.device_put(self.archive["eps_t"].astype(np.int32))
 
         @functools.cache
         def parts(factor: float = 1, only_mid: bool = False) -> dict[str, Any]:
@@ -191,7 +215,7 @@ class Runner:
         factors = np.full(len(encoder_channels(self.config.unet)) + 1, factor)
         if only_mid:
             factors[:-1] = 0
-        return jnp.asarray(factors, self.dtype)
+        return jax.device_put(factors.astype(self.dtype))
 
     def _network_at(self, stages: list[Stage]) -> Results:
         results = {}
@@ -199,8 +223,7 @@ class Runner:
             prefix = stage.match["prefix"]
             x, hint = self.image(f"{prefix}noise_init"), self.image(f"{prefix}stage_c_latent")
             t = jnp.full(len(x), int(stage.match["t"]), jnp.int32)
-            eps = self.call("predict", x, t, self.given("context"), hint, self._strengths(1))
-            results[stage.name] = _nchw(eps)
+            results[stage.name] = _nchw(self.predict(x, t, self.given("context"), hint))
         return results
 
     # --- trajectories -------------------------------------------------------------------------
@@ -218,17 +241,15 @@ class Runner:
         # Padded to the longest run, so that one program serves all of them.
         rows = self.longest[run.prefix]
         noise = jnp.resize(noise, (rows, *noise.shape[1:]))
-        guidance = None
-        if run.cfg is not None:
-            guidance = (self.given("context_neg"), jnp.asarray(run.cfg, self.dtype))
         latents, path = self.call(
             "solve",
             solver.pad_table(solver.cast(table, self.dtype), rows),
             (found["x0_hat"], found["c_latent"]),
             self.image(f"{run.prefix}noise_init"),
             noise,
-            self.given("context"),
-            guidance,
+            np.stack([self.given("context"), self.given("context_neg")]),
+            np.int32(1 if run.cfg is None else 2),
+            np.asarray(run.cfg or 1, self.dtype),
         )
         x, x0 = (np.asarray(a)[: run.steps, 0].astype(np.float64) for a in (path.x, path.x0))
         # The loop knows x0 only; eps follows on the host by the coefficients it was run with.
@@ -282,13 +303,14 @@ class Runner:
 
     def _levels(self, t: Array) -> tuple[Array, Array, Array]:
         tables = (self.table.alpha, self.table.sigma, self.table.eta)
-        return tuple(process.gather(jnp.asarray(a, self.dtype), t) for a in tables)
+        return tuple(process.gather(jax.device_put(a.astype(self.dtype)), t) for a in tables)
 
     def _training_pass(self) -> dict[str, Any]:
         """Forward process, prediction, loss and ControlNet gradients of the stored batch."""
         x0, x_lr, hint = (self.image(n) for n in ("train_x", "train_x_hat", "eps_hint"))
-        t = jnp.asarray(self.archive["eps_t"], jnp.int32)
+        t = jax.device_put(self.archive["eps_t"].astype(np.int32))
         alpha, sigma, eta = self._levels(t)
+        # Operation by operation, as PyTorch rounds: gradients show the last digit of x enlarged.
         x = process.q_sample(x0, x_lr, alpha, sigma, eta, self.image("train_noise"))
         context = self.given("eps_context")
         (loss, (each, pred_x0)), control = self.call(
@@ -331,11 +353,10 @@ class Runner:
         noise = self.image("step_noise_posterior")
         c_latent = self.call("encode", raw, noise)["c_latent"]
         x0 = self.call("encode", (self.given("step_jpg") + 1) / 2, noise)["x0_hat"]
-        t = jnp.asarray(self.archive["step_t"], jnp.int32)
+        t = jax.device_put(self.archive["step_t"].astype(np.int32))
         alpha, sigma, eta = self._levels(t)
         x = process.q_sample(x0, c_latent, alpha, sigma, eta, self.image("step_noise_q"))
-        context = self.given("step_context")
-        eps = self.call("predict", x, t, context, c_latent, self._strengths(1))
+        eps = self.predict(x, t, self.given("step_context"), c_latent)
         values = {
             "pre_lq": _nchw(_quarter(hint_px.astype(self.dtype))),
             "x": _nchw(x0),

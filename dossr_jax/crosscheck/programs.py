@@ -57,28 +57,29 @@ def solve(
     encoded: tuple[Array, Array],
     noise_init: Array,
     noise_steps: Array,
-    context: Array,
-    guidance: tuple[Array, Array] | None,
+    contexts: Array,
+    prompts: Array,
+    cfg_scale: Array,
 ) -> tuple[Array, solver.Path]:
     """A sampler's run with given noise: (latents to decode, every step).
 
     Args:
       encoded: x_lr and hint, (1, h, w, z) each.
       noise_steps: (rows of the table, h, w, z).
-      guidance: negative context and guidance scale; None for no guidance.
+      contexts: of the prompt and of the negative one, (2, 1, m, d). prompts: how many of them to
+        use; 2 is classifier-free guidance, of scale `cfg_scale`.
     """
     x_lr, hint = encoded
 
     def denoise(x: Array, point: solver.Point) -> Array:
-        def eps_of(context: Array) -> Array:
-            return model.predict_noise(x, jnp.broadcast_to(point.t, len(x)), context, hint)
+        t = jnp.broadcast_to(point.t, len(x))
 
-        if guidance is None:
-            eps = eps_of(context)
-        else:
-            negative, scale = guidance
-            # A loop over the two prompts compiles the network once.
-            eps = process.guide(*jax.lax.map(eps_of, jnp.stack([context, negative])), scale)
+        # A loop over one or two prompts: the network is compiled once for runs of either kind.
+        def add(i: Array, eps: Array) -> Array:
+            return eps.at[i].set(model.predict_noise(x, t, contexts[i], hint))
+
+        eps = jax.lax.fori_loop(0, prompts, add, jnp.zeros((2, *x.shape), x.dtype))
+        eps = jnp.where(prompts > 1, process.guide(*eps, cfg_scale), eps[0])
         return process.eps_to_x0(x, eps, point.alpha, point.sigma)
 
     return solver.sample(
