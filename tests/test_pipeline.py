@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_the_number_of_devices_changes_nothing():
     run = subprocess.run(
         [sys.executable, "-c", _FOUR_DEVICES.format(tests=str(tests))],
         env={
-            **__import__("os").environ,
+            **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
             "JAX_PLATFORMS": "cpu",
         },
