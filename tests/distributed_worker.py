@@ -35,23 +35,21 @@ def run_python(
 
 
 def start_processes(
-    command: Sequence[object], processes: int, devices: int
+    command: Sequence[object], processes: int, devices: int, **variables: str
 ) -> list[subprocess.Popen]:
     """Start the same command in processes that join over jax.distributed on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": str(processes),
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-    }
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            variables["JAX_COORDINATOR_ADDRESS"] = f"localhost:{probe.getsockname()[1]}"
+        variables["JAX_NUM_PROCESSES"] = str(processes)
+        variables["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=ROOT,
-            env=environment(devices, **shared, JAX_PROCESS_ID=str(i)),
-            stdout=subprocess.PIPE,
+            env=environment(devices, JAX_PROCESS_ID=str(i), **variables),
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -108,7 +108,7 @@ class Journal(contextlib.AbstractContextManager):
             "waiting_for_data": (waited - waited_before) / seconds,
         }
         self._record(step, "train", metrics, {**metrics, **pace})
-        self._bar.set_postfix_str(_text({"loss": metrics["loss"]} | pace))
+        self._bar.set_postfix_str(_text({"loss": metrics["loss"]} | pace), refresh=False)
         last = step == self._config.steps
         if last or time.monotonic() - self._said > _LINE_SECONDS:
             self._said = time.monotonic()

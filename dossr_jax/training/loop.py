@@ -80,6 +80,7 @@ def train(
 
         # --- data, state, programs
         source = open_source(data, split="train", hold_out=config.data.hold_out)
+        held_out = _held_out(config, data, validation) if config.validate_every else None
         latest = checkpoints.latest()
         if latest is None:
             start = _begin(config, init, mesh, source)
@@ -90,8 +91,7 @@ def train(
             return Trained(start.run, True, source)
         train_step = make_train_step(config, graphdef, mesh)
         validate = None
-        if config.validate_every:
-            held_out = _held_out(config, data, validation)
+        if held_out is not None:
             validate = Validation(config, graphdef, mesh, held_out)
         process = jax.process_index(), jax.process_count()
         batches = stack.enter_context(
@@ -174,8 +174,8 @@ class _Meter:
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
                 f"step {step}, nothing of it is saved; the last good checkpoint is "
                 f"{self._checkpoints.path(good)}: go on from it with --set parallel.dtype=float32, "
-                f"or export it (--steps {good} --export FILE) and start another run from that "
-                "file (--init FILE) with a lower optimizer.learning_rate"
+                "or export it (--steps 0 --export FILE) and start another run from that file "
+                "(--init FILE) with a lower optimizer.learning_rate"
             )
         self.recent.append(values)
 
