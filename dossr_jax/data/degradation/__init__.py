@@ -1,0 +1,6 @@
+"""Second-order degradation of HR crops on the accelerator, with its own draw for every sample."""
+
+from dossr_jax.data.degradation.chain import degrade
+from dossr_jax.data.degradation.presets import PRESETS, Preset, Table, make_table
+
+__all__ = ["PRESETS", "Preset", "Table", "degrade", "make_table"]

@@ -1,0 +1,172 @@
+"""One sample's draws: which operations run on it and with what numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dossr_jax.data.degradation import kernels
+from dossr_jax.data.degradation import noise as noise_lib
+from dossr_jax.data.degradation.noise import Noise
+from dossr_jax.data.degradation.presets import (
+    BlurOdds,
+    JpegOdds,
+    NoiseOdds,
+    Pass,
+    Range,
+    ResizeOdds,
+    Table,
+)
+from dossr_jax.data.degradation.resize import Resize
+
+_UNIFORMS = 24
+
+
+class Blur(NamedTuple):
+    """A filter, or none."""
+
+    apply: jax.Array  # bool
+    kernel: jax.Array  # (21, 21) float32
+
+
+class Jpeg(NamedTuple):
+    """A JPEG, or none."""
+
+    apply: jax.Array  # bool
+    quality: jax.Array
+
+
+class PassPlan(NamedTuple):
+    """One pass: `jpeg` of the second pass is the last."""
+
+    blur: Blur
+    resize: Resize
+    noise: Noise
+    jpeg: Jpeg
+
+
+class Plan(NamedTuple):
+    """Everything that happens to one sample."""
+
+    sharpen: jax.Array  # bool
+    first: PassPlan
+    second: PassPlan
+    last_resize: Resize
+    sinc: Blur
+    jpeg_last: jax.Array  # bool: the last JPEG comes after the last resize and the sinc filter
+
+
+def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
+    """Draw a preset of the table, each as likely, and all it leaves open.
+
+    Args:
+      key: a JAX key.
+      table: presets.
+      shape: height and width of the HR image, multiples of the presets' scale.
+    """
+    uniforms, seeds = jax.random.split(key)
+    # One block of draws, and both passes drawn as one: many small draws take long to compile.
+    first_row, *pass_rows = jax.random.uniform(uniforms, (3, _UNIFORMS))
+    seeds = jax.random.bits(seeds, (2, 2))
+    draws = iter(first_row)
+    count = table.presets.sharpen_odds.shape[0]
+    row = jnp.minimum((next(draws) * count).astype(jnp.int32), count - 1)
+    preset = jax.tree.map(lambda column: jnp.asarray(column)[row], table.presets)
+    passes = jax.tree.map(lambda *pair: jnp.stack(pair), preset.first, preset.second)
+    hr, lr = (np.array(shape) // scale for scale in (1, table.outline.scale))
+    drawn = jax.vmap(_pass)(jnp.stack(pass_rows), passes, np.stack([hr, lr]), seeds)
+    first, second = (jax.tree.map(lambda pair, i=i: pair[i], drawn) for i in range(2))
+    # The first resize is given a scale factor, the others a size.
+    ratio = first.resize.size / second.resize.size
+    return Plan(
+        sharpen=next(draws) < preset.sharpen_odds,
+        first=first,
+        second=second._replace(resize=second.resize._replace(step=ratio)),
+        last_resize=Resize(
+            jnp.asarray(lr, jnp.int32),
+            second.resize.size / lr,
+            _choice(draws, preset.second.resize.modes),
+        ),
+        sinc=Blur(next(draws) < preset.sinc_odds, _sinc(draws, narrow=np.pi / 3)),
+        jpeg_last=next(draws) < 0.5,
+    )
+
+
+def _pass(uniforms: jax.Array, odds: Pass, shape: jax.Array, seed: jax.Array) -> PassPlan:
+    """One pass on an image whose resize is by a factor of `shape` (2,)."""
+    draws = iter(uniforms)
+    factor, mode = _resize(draws, odds.resize)
+    size = jnp.maximum(jnp.floor(factor * shape).astype(jnp.int32), 1)
+    return PassPlan(
+        blur=_blur(draws, odds.blur),
+        resize=Resize(size, jnp.broadcast_to(1 / factor, (2,)), mode),
+        noise=_noise(draws, odds.noise, seed),
+        jpeg=_jpeg(draws, odds.jpeg),
+    )
+
+
+Draws = Iterator[jax.Array]
+
+
+def _between(draws: Draws, bounds: Range) -> jax.Array:
+    return bounds[0] + next(draws) * (bounds[1] - bounds[0])
+
+
+def _choice(draws: Draws, odds: tuple[jax.Array, ...]) -> jax.Array:
+    """Index drawn with these odds."""
+    edges = jnp.cumsum(jnp.stack(odds))
+    # The total may be a little off one; the last edge is never passed.
+    return jnp.sum(next(draws) >= edges[:-1] / edges[-1])
+
+
+def _size(draws: Draws) -> jax.Array:
+    """Odd, 7 to 21."""
+    return 7 + 2 * jnp.floor(next(draws) * 8).astype(jnp.int32)
+
+
+def _blur(draws: Draws, odds: BlurOdds) -> Blur:
+    kind = _choice(draws, odds.kinds)
+    sigma = jnp.stack([_between(draws, odds.sigma) for _ in range(2)])
+    angle = _between(draws, (-np.pi, np.pi))
+    low, high = (
+        jnp.where(kind // 2 == 1, *pair)
+        for pair in zip(odds.beta_generalised, odds.beta_plateau, strict=True)
+    )
+    # Half of the exponents lie below one, half above, for heavy and light tails alike.
+    beta = jnp.where(next(draws) < 0.5, _between(draws, (low, 1.0)), _between(draws, (1.0, high)))
+    blurred = kernels.blur_kernel(kind, _size(draws), sigma, angle, beta)
+    ringing = _sinc(draws, narrow=np.pi / 5)
+    kernel = jnp.where(next(draws) < odds.sinc_odds, ringing, blurred)
+    return Blur(next(draws) < odds.odds, kernel)
+
+
+def _sinc(draws: Draws, narrow: float) -> jax.Array:
+    """A sinc kernel; kernels from 13 pixels may cut off as low as `narrow`, others at pi/3."""
+    size = _size(draws)
+    lowest = jnp.where(size < 13, np.pi / 3, narrow)
+    return kernels.sinc_kernel(size, _between(draws, (lowest, np.pi)))
+
+
+def _resize(draws: Draws, odds: ResizeOdds) -> tuple[jax.Array, jax.Array]:
+    """Factor and mode."""
+    direction = _choice(draws, odds.directions)
+    low, high = odds.factor
+    up, down = _between(draws, (1.0, high)), _between(draws, (low, 1.0))
+    factor = jnp.where(direction == 0, up, jnp.where(direction == 1, down, 1.0))
+    return factor, _choice(draws, odds.modes)
+
+
+def _noise(draws: Draws, odds: NoiseOdds, seed: jax.Array) -> Noise:
+    gaussian = next(draws) < odds.gaussian_odds
+    strength = jnp.where(gaussian, _between(draws, odds.gaussian), _between(draws, odds.poisson))
+    kind = jnp.where(gaussian, noise_lib.GAUSSIAN, noise_lib.POISSON)
+    kind = jnp.where(next(draws) < odds.odds, kind, noise_lib.NONE)
+    return Noise(kind, strength, next(draws) < odds.grey_odds, seed)
+
+
+def _jpeg(draws: Draws, odds: JpegOdds) -> Jpeg:
+    return Jpeg(next(draws) < odds.odds, _between(draws, odds.quality))
