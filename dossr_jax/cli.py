@@ -135,7 +135,11 @@ def make_parser() -> argparse.ArgumentParser:
             **({"action": kind} if kind is _ON_OFF else values),
         )
 
-    speed = parser.add_argument_group("memory and speed")
+    speed = parser.add_argument_group(
+        "memory and speed",
+        "A photo takes 1 to 2 GB for every million of its pixels; the networks' own share is that\n"
+        "of a tile, whatever the size of the photo.",
+    )
     speed.add_argument(
         "--tile",
         type=int,
