@@ -70,7 +70,7 @@ class _Job:
             height, width = image_io.output_size(*self.image.shape[:2], factor)
             if height * width > _MAX_PIXELS:
                 return UserError(
-                    f"{self.sides} pixels: {width}x{height} at scale {factor:g} are more than "
+                    f"{self.sides} pixels are {width}x{height} at scale {factor:g}, more than "
                     f"{_MAX_PIXELS / 1e6:.0f} million; cut the image or reduce the scale"
                 )
         return None
