@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import resource
 import sys
@@ -132,13 +133,6 @@ def peak_memory() -> dict[str, Any]:
     return {"peak_bytes": used, "peak_of": "process"}
 
 
-def _options(config: TrainConfig) -> dict[str, str] | None:
-    """On a CPU XLA drops the barriers of rematerialisation first, and then what they part."""
-    if jax.default_backend() == "cpu" and config.parallel.remat != "none":
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return None
-
-
 def run(config: TrainConfig, steps: int) -> dict[str, Any]:
     """Compile the step and run it."""
     mesh = parallel.make_mesh(config.parallel.fsdp)
@@ -147,7 +141,9 @@ def run(config: TrainConfig, steps: int) -> dict[str, Any]:
     batch = parallel.put_batch(random_batch(config), mesh)
     start = time.perf_counter()
     lowered = make_train_step(config, abstract.graphdef, mesh).lower(abstract.state, batch)
-    step = lowered.compile(compiler_options=_options(config))
+    step = lowered.compile()
+    del lowered
+    gc.collect()
     compile_s = time.perf_counter() - start
     state, seconds, losses = random_state(abstract.state), [], []
     for _ in range(steps):
@@ -172,7 +168,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A line for every batch that fits."""
     devices = jax.device_count()
     batch = args.batch or devices
-    needed = sample_flops(make_config(args, batch))
+    needed = None
     while True:
         config = make_config(args, batch)
         try:
@@ -182,6 +178,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 raise
             return
         peak = measured_peak(config.parallel.dtype)
+        needed = needed or sample_flops(config)  # afterwards: tracing takes memory too
         rate = batch / result["step_s"]
         yield {
             "config": args.config,

@@ -24,6 +24,7 @@ from dossr_jax.plan import (
     plan,
     programs,
     restore_program,
+    text,
     train_program,
 )
 from dossr_jax.plan.__main__ import changed, main
@@ -67,13 +68,31 @@ def test_collectives_count_loops_groups_and_asynchronous_starts():
     assert found["collective-permute"] == hlo.Collective(1, 24, 24)
 
 
-def test_refusals_for_memory_are_read():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-        "hbm. Used 22.50G of 15.75G hbm. Exceeded hbm capacity by 6.75G."
-    )
-    assert hlo.memory_refused(message) == (22.5 * 2**30, 15.75 * 2**30)
-    assert hlo.memory_refused("INTERNAL: something else") is None
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 22.50G of 15.75G hbm. Exceeded hbm capacity by 6.75G.",
+            22.5 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (400.00G) exceeds available HBM (15.75G).",
+            400 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: no figure", None),
+    ],
+)
+def test_a_program_that_the_compiler_refuses_does_not_fit(message, wanted):
+    def refuse(**options):
+        raise jax.errors.JaxRuntimeError(message)
+
+    traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=refuse))
+    program = Program(trace=lambda: traced, arguments={}, samples=1)
+    report = plan(program, open_slice("cpu"))
+    assert (report.fits, report.memory, report.refusal) == (False, wanted, message)
+    assert message in text.describe(report, {"what": "train", "config": "x", "size": 8})
 
 
 def make_report(samples=8, fits=True, memory=1.0, **fields):

@@ -16,8 +16,9 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
-_USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
-_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+_REQUIRED = re.compile(r"total memory required .*?\(([\d.]+)([KMGT]?)\) exceeds")
+_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass
@@ -59,13 +60,15 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
     return found
 
 
-def memory_refused(message: str) -> tuple[float, float] | None:
-    """(bytes needed, bytes there are) of the compiler's refusal of a program that is too large."""
-    match = _USED.search(message)
-    if match is None:
-        return None
-    used, used_unit, size, size_unit = match.groups()
-    return float(used) * _UNIT[used_unit], float(size) * _UNIT[size_unit]
+def out_of_memory(message: str) -> bool:
+    """Whether the compiler's error says that the program is too large."""
+    return "RESOURCE_EXHAUSTED" in message
+
+
+def memory_wanted(message: str) -> float | None:
+    """Bytes that a refused program wants, as far as the compiler says."""
+    match = _USED.search(message) or _REQUIRED.search(message)
+    return None if match is None else float(match[1]) * _UNIT[match[2]]
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

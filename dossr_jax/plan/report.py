@@ -112,12 +112,11 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
                 compiler_options=_QUICK if quick and target.platform == "tpu" else None
             )
     except jax.errors.JaxRuntimeError as error:
-        refused = hlo.memory_refused(str(error))
-        if refused is None:
+        message = str(error).strip()
+        if not hlo.out_of_memory(message):
             raise
-        return Report(
-            **common, memory=refused[0], fits=False, refusal=str(error).strip().splitlines()[0]
-        )
+        wanted, refusal = hlo.memory_wanted(message), message.splitlines()[0]
+        return Report(**common, memory=wanted, fits=False, refusal=refusal)
     flops, traffic = costs(compiled.cost_analysis())
     if program.body is None:
         flops, traffic = (n and n * program.repeats for n in (flops, traffic))
