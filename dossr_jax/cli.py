@@ -82,7 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     defaults = Settings()
     parser = argparse.ArgumentParser(
-        prog="infer.py",
         description="Restore and enlarge photos with a DoSSR model.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
