@@ -162,7 +162,7 @@ def test_another_configuration_is_refused_with_the_difference(run, folder):
 
 
 def test_other_data_are_refused(run, folder, tmp_path):
-    for name in names_for("train", 2):
+    for name in [*names_for("train", 2), *names_for("validation", 1)]:
         save(tmp_path / "other" / name, picture(40, 32))
     with pytest.raises(UserError, match="number of images was 9, is 2"):
         run(CONFIG, data=tmp_path / "other", output=folder)
