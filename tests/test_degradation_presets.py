@@ -76,45 +76,50 @@ def test_same_key_same_result_whatever_the_batch(name):
 
 
 def test_a_batch_of_one_is_like_any_other():
-    one = program("light")(draw_keys()[3:4], photos(1))
-    np.testing.assert_array_equal(one[0], results("light")[3])
+    one = program("denoise")(draw_keys()[3:4], photos(1))
+    np.testing.assert_array_equal(one[0], results("denoise")[3])
 
 
 @functools.cache
-def both_ways(*names, shape=SHAPE, count=16):
-    """Plans, and what the CPU's and the accelerator's programs make of them."""
+def plans_and_images(*names, count=16):
     table = make_table(names)
-    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, table, shape)))(draw_keys(count))
-    hr = photos(count, shape).transpose(0, 3, 1, 2)
-    chains = [Chain(table.outline, shape, programs) for programs in (CPU, ACCELERATOR)]
-    return plans, hr, jax.jit(chains[0].in_turn)(plans, hr), jax.jit(chains[1].together)(plans, hr)
+    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, table, SHAPE)))(draw_keys(count))
+    return plans, photos(count).transpose(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("names", [("realesrgan", "light", "bicubic"), ("deblock", "deblur")])
-def test_accelerators_program_does_the_same(names):
-    """But for roundings, of which one may turn a coefficient of a JPEG over."""
-    *_, ours, theirs = both_ways(*names)
+def chain(*names, programs):
+    return Chain(make_table(names).outline, SHAPE, programs)
+
+
+def assert_same_but_for_roundings(ours, theirs):
+    """One rounding may turn over a coefficient of a JPEG, and with it the pixels of a block."""
     levels = 255 * np.abs(np.asarray(ours) - np.asarray(theirs))
     assert np.mean(levels < 0.5) > 0.98 and levels.mean() < 0.1
 
 
+@pytest.mark.parametrize("names", [("realesrgan", "light", "bicubic"), ("deblock", "deblur")])
+def test_accelerators_program_does_the_same(names):
+    plans, hr = plans_and_images(*names)
+    ours = jax.jit(chain(*names, programs=CPU).in_turn)(plans, hr)
+    together = jax.jit(chain(*names, programs=ACCELERATOR).together)(plans, hr)
+    assert_same_but_for_roundings(ours, together)
+
+
 def test_together_is_like_alone():
-    plans, hr, _, together = both_ways("deblock", "deblur")
-    chain = jax.jit(Chain(make_table(["deblock", "deblur"]).outline, SHAPE, ACCELERATOR))
+    plans, hr = plans_and_images("deblur")
+    together = jax.jit(chain("deblur", programs=ACCELERATOR).together)(plans, hr)
+    alone = jax.jit(chain("deblur", programs=ACCELERATOR))
     for i in range(4):
-        alone = chain(jax.tree.map(lambda leaf, i=i: leaf[i], plans), hr[i])
-        levels = 255 * np.abs(np.asarray(alone) - np.asarray(together[i]))
-        assert np.mean(levels < 0.5) > 0.98 and levels.mean() < 0.1
+        plan = jax.tree.map(lambda leaf, i=i: leaf[i], plans)
+        assert_same_but_for_roundings(alone(plan, hr[i]), together[i])
 
 
 def test_canvas_does_not_matter(monkeypatch):
     """Large images use the smallest of several canvases, with the same result."""
-    *_, ours, _ = both_ways("light", count=24)
-    plans, hr, *_ = both_ways("light", count=24)
+    plans, hr = plans_and_images("light", count=BATCH)
     monkeypatch.setattr("dossr_jax.data.degradation.chain._LARGE_SIDE", 1)
-    several = Chain(make_table(["light"]).outline, SHAPE, CPU)
-    levels = 255 * np.abs(np.asarray(jax.jit(several.in_turn)(plans, hr)) - np.asarray(ours))
-    assert np.mean(levels < 0.5) > 0.98 and levels.mean() < 0.1
+    several = jax.jit(chain("light", programs=CPU).in_turn)(plans, hr)
+    assert_same_but_for_roundings(several.transpose(0, 2, 3, 1), results("light"))
 
 
 @each_preset
@@ -128,7 +133,7 @@ def test_nothing_moves_and_no_colour_is_cast(name):
     moves = [(0, 1), (0, -1), (1, 0), (-1, 0)]
     moved = [np.roll(area, move, axis=(0, 1)) for move in moves]
     for other in [*moved, area[::-1], area[:, ::-1], area[..., ::-1]]:
-        assert error < 0.8 * np.abs(mean - other)[inner].mean()
+        assert error < 0.95 * np.abs(mean - other)[inner].mean()
 
 
 def test_presets_are_as_harsh_as_they_say():
@@ -245,7 +250,7 @@ from dossr_jax.data.degradation import make_table
 from dossr_jax.data.degradation.chain import ACCELERATOR, Chain, degrade
 from dossr_jax.data.degradation.plan import draw_plan
 
-mesh = jax.make_mesh((4,), ("data",))
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 split = NamedSharding(mesh, P("data"))
 table = make_table(["realesrgan"])
 chain = Chain(table.outline, (32, 32), ACCELERATOR)
@@ -260,7 +265,8 @@ found = [word for word in ("all-", "collective", "send") if word in compiled.as_
 assert not found, found
 apart = compiled(keys, hr)
 program = functools.partial(degrade, table=table, scale=4)
-alone = jax.shard_map(program, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
+alone = jax.shard_map(program, mesh=mesh, **specs)
 alone = jax.jit(alone)(keys, hr.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 assert np.mean(np.abs(np.asarray(apart) - np.asarray(alone)) < 0.002) > 0.95
 """

@@ -46,8 +46,8 @@ def degrade(keys: jax.Array, hr: jax.Array, table: Table, *, scale: int) -> jax.
     """Low-resolution partners of a batch of crops, each with draws of its own.
 
     A sample's result depends on its key and image alone. Samples never meet, so with a batch
-    split over devices nothing is communicated; a mesh of several CPUs needs `jax.shard_map` for
-    that, since the CPU's program loops over the samples.
+    split over devices nothing is communicated. CPUs loop over the samples, so a mesh of several
+    computes them all on each, unless inside `jax.shard_map` (with check_vma=False).
 
     Args:
       keys: (b,) JAX keys.

@@ -97,17 +97,21 @@ def levels_reduce(level: jax.Array) -> jax.Array:
 
 
 def uniform(seed: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """Uniform draws of a seed (2,) uint32 for the pixels of (3, h, w), inside (0, 1).
-
-    Multiples of 2^-23 plus half of that: float32 holds each of them, and none is 0 or 1.
-    """
+    """Uniform draws of a seed (2,) uint32 for the pixels of (3, h, w), inside (0, 1)."""
     c, y, x = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     # The channel goes into a word of the seed, an odd step apart. One word of the four is used:
     # taking three, for the channels, would need them stacked, which XLA does not fuse well.
     words = x, y, seed[0] + c * np.uint32(0x9E3779B9), jnp.broadcast_to(seed[1], shape)
     words = _stir([word * np.uint32(1664525) + np.uint32(1013904223) for word in words])
-    bits = _stir([word ^ (word >> 16) for word in words])[3] >> 9
-    return (bits.astype(jnp.float32) + 0.5) * np.float32(2.0**-23)
+    return uniform_from_bits(_stir([word ^ (word >> 16) for word in words])[3])
+
+
+def uniform_from_bits(bits: jax.Array) -> jax.Array:
+    """Uniform draws from uint32: multiples of 2^-23 plus half of that, so never 0 or 1.
+
+    Float32 holds each of them exactly.
+    """
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * np.float32(2.0**-23)
 
 
 def normal(u: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from dossr_jax.data.degradation.presets import (
 )
 from dossr_jax.data.degradation.resize import Resize
 
-_UNIFORMS = 24
+_DRAWS = 26
 
 
 class Blur(NamedTuple):
@@ -68,17 +69,15 @@ def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
       table: presets.
       shape: height and width of the HR image, multiples of the presets' scale.
     """
-    uniforms, seeds = jax.random.split(key)
-    # One block of draws, and both passes drawn as one: many small draws take long to compile.
-    first_row, *pass_rows = jax.random.uniform(uniforms, (3, _UNIFORMS))
-    seeds = jax.random.bits(seeds, (2, 2))
-    draws = iter(first_row)
+    # One block of bits, and both passes drawn as one: many small draws take long to compile.
+    own_bits, *pass_bits = jax.random.bits(key, (3, _DRAWS))
+    draws = iter(noise_lib.uniform_from_bits(own_bits))
     count = table.presets.sharpen_odds.shape[0]
     row = jnp.minimum((next(draws) * count).astype(jnp.int32), count - 1)
     preset = jax.tree.map(lambda column: jnp.asarray(column)[row], table.presets)
     passes = jax.tree.map(lambda *pair: jnp.stack(pair), preset.first, preset.second)
     hr, lr = (np.array(shape) // scale for scale in (1, table.outline.scale))
-    drawn = jax.vmap(_pass)(jnp.stack(pass_rows), passes, np.stack([hr, lr]), seeds)
+    drawn = jax.vmap(_pass)(jnp.stack(pass_bits), passes, np.stack([hr, lr]))
     first, second = (jax.tree.map(lambda pair, i=i: pair[i], drawn) for i in range(2))
     # The first resize is given a scale factor, the others a size.
     ratio = first.resize.size / second.resize.size
@@ -96,9 +95,9 @@ def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
     )
 
 
-def _pass(uniforms: jax.Array, odds: Pass, shape: jax.Array, seed: jax.Array) -> PassPlan:
-    """One pass on an image whose resize is by a factor of `shape` (2,)."""
-    draws = iter(uniforms)
+def _pass(bits: jax.Array, odds: Pass, shape: jax.Array) -> PassPlan:
+    """One pass on an image whose resize is to a factor of `shape` (2,)."""
+    seed, draws = bits[:2], iter(noise_lib.uniform_from_bits(bits[2:]))
     factor, mode = _resize(draws, odds.resize)
     size = jnp.maximum(jnp.floor(factor * shape).astype(jnp.int32), 1)
     return PassPlan(
@@ -118,9 +117,9 @@ def _between(draws: Draws, bounds: Range) -> jax.Array:
 
 def _choice(draws: Draws, odds: tuple[jax.Array, ...]) -> jax.Array:
     """Index drawn with these odds."""
-    edges = jnp.cumsum(jnp.stack(odds))
-    # The total may be a little off one; the last edge is never passed.
-    return jnp.sum(next(draws) >= edges[:-1] / edges[-1])
+    draw = next(draws) * sum(odds)  # which may be a little off one
+    edges = itertools.accumulate(odds[:-1])
+    return sum((draw >= edge).astype(jnp.int32) for edge in edges)
 
 
 def _size(draws: Draws) -> jax.Array:

@@ -104,16 +104,14 @@ def _gather_four(line: _Line, axis: int, x: jax.Array, first: jax.Array) -> jax.
 
 
 def _gather_loop(line: _Line, axis: int, x: jax.Array, first: jax.Array) -> jax.Array:
-    def add(tap: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        at = first + tap
-        weights = line.weights(at[:, None])[:, 0]
-        inputs = _take(x, at, axis, line.inputs)
-        return sums[0] + _along(weights, axis) * inputs, sums[1] + weights
+    def take(tap: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        weights = line.weights((first + tap)[:, None])[:, 0]
+        return _along(weights, axis) * _take(x, first + tap, axis, line.inputs), weights
 
-    shape = list(x.shape)
-    shape[1 + axis] = line.count
-    start = jnp.zeros(shape, x.dtype), jnp.zeros(line.count, x.dtype)
-    total, weights = lax.fori_loop(0, line.longest(), add, start)
+    def add(tap: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(jnp.add, sums, take(tap))
+
+    total, weights = lax.fori_loop(1, line.longest(), add, take(0))
     return total / _along(jnp.where(weights == 0, 1.0, weights), axis)
 
 
