@@ -265,7 +265,7 @@ def test_without_libtpu_its_extra_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path):
-    """libtpu admits one process at a time, so it gets one of its own."""
+    """In a process of its own, as libtpu is loaded once and for all."""
     pytest.importorskip("libtpu", reason="extra [plan]")
     path = tmp_path / "report.json"
     command = [sys.executable, "-m", "dossr_jax.plan", "--config", "tiny", "--topology", "v5e:2x2"]

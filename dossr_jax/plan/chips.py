@@ -75,10 +75,10 @@ class Slice:
 def open_slice(topology: str) -> Slice:
     """Devices of a topology: "v5e:16x16" and the like, or "cpu", those of this host.
 
-    A TPU topology needs libtpu, not a TPU; one process at a time can use it.
+    A TPU topology needs libtpu, not a TPU.
 
     Raises:
-      UserError: unknown topology, no libtpu, or another process is using it.
+      UserError: unknown topology, no libtpu, or another process holds its lock.
     """
     if topology == "cpu":
         devices = jax.devices("cpu")
@@ -97,6 +97,8 @@ def _tpu_devices(topology: str) -> tuple[Any, ...]:
 
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning for a TPU needs libtpu: pip install 'dossr-jax[plan]'")
+    # Compiling touches no TPU, so it need not wait for another process that holds libtpu's lock.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # Without these libtpu asks the network for the machine it is on, and says what it misses.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -108,8 +110,9 @@ def _tpu_devices(topology: str) -> tuple[Any, ...]:
         message = str(error)
         if "libtpu" in message and "lock" in message:
             raise UserError(
-                "another process on this machine is using libtpu; wait until it ends (if none "
-                "is, remove /tmp/libtpu_lockfile)"
+                "another process on this machine is using libtpu, as any JAX program does that is "
+                "not told JAX_PLATFORMS=cpu; wait until it ends, or set "
+                "ALLOW_MULTIPLE_LIBTPU_LOAD=1"
             ) from error
         raise UserError(
             f"libtpu knows no topology {topology!r} ({message.splitlines()[0]}); a slice of "
