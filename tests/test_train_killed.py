@@ -148,7 +148,7 @@ def test_a_small_disk(command, tmp_path):
     try:
         output = finish(command(disk / "run", "--set", "keep=100"), status=2)
         kept = [p.name for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit()]
-        assert len(kept) >= 2 and "are free); whole ones: 0, 10" in output.splitlines()[-1]
+        assert len(kept) >= 2 and "); whole ones: 0, 10" in output.splitlines()[-1]
         assert "Traceback" not in output
         shutil.copytree(disk / "run", tmp_path / "larger")
         finish(command(tmp_path / "larger"))

@@ -303,13 +303,13 @@ def _quiet() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        gc.collect()  # asyncio tells of a failure when its future is deleted
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    yield
+    # Not after a failure: asyncio tells of it when its future is deleted, which may be as late as
+    # the end of the process.
+    gc.collect()
+    sys.unraisablehook = hook
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def _without_frozen(state: Any) -> dict[str, Any]:
