@@ -33,25 +33,26 @@ def correlate_fft(image: jax.Array, valid: jax.Array, kernel: jax.Array) -> jax.
       (c, h, w) float32; outside `valid` the values mean nothing.
     """
     reach = kernel.shape[0] // 2
-    spectra = []
-    x = image
-    for axis in (1, 2):
-        size = image.shape[axis]
-        length = _smooth_length(size + 2 * reach)
-        # The period closes after `length`, so what lies before pixel 0 is written at its end.
-        edges = valid[axis - 1] + np.arange(reach), np.arange(-reach, 0)
-        after, before = (jnp.take(x, _reflected(i, valid[axis - 1]), axis=axis) for i in edges)
-        pad = [(0, 0)] * 3
-        pad[axis] = (0, length - size)
-        x = jnp.pad(x, pad)
-        x = lax.dynamic_update_slice_in_dim(x, after, valid[axis - 1], axis=axis)
-        x = lax.dynamic_update_slice_in_dim(x, before, length - reach, axis=axis)
-        frequencies = np.arange(length if axis == 1 else length // 2 + 1)
-        phase = 2j * np.pi / length * np.outer(frequencies, np.arange(-reach, reach + 1))
-        spectra.append(np.exp(phase).astype(np.complex64))
-    response = spectra[0] @ kernel.astype(jnp.complex64) @ spectra[1].T
-    y = jnp.fft.irfft2(jnp.fft.rfft2(x) * response[None], x.shape[1:])
-    return y[:, : image.shape[1], : image.shape[2]]
+    height, width = image.shape[1:]
+    rows, columns = (_smooth_length(side + 2 * reach) for side in (height, width))
+    # Both axes close to a ring after their length, so what lies before pixel 0 goes to the end.
+    i = np.arange(rows)
+    x = image[:, _reflected(np.where(i < rows - reach, i, i - rows), valid[0])]
+    # Columns are slow to gather: only those past the edges are.
+    before = x[:, :, _reflected(np.arange(-reach, 0), valid[1])]
+    after = x[:, :, _reflected(valid[1] + np.arange(reach), valid[1])]
+    middle = jnp.zeros((x.shape[0], rows, columns - width - reach), x.dtype)
+    x = jnp.concatenate([x, middle, before], axis=2)
+    x = lax.dynamic_update_slice_in_dim(x, after, valid[1], axis=2)
+
+    def waves(length: int, count: int) -> np.ndarray:
+        phase = 2j * np.pi / length * np.outer(np.arange(count), np.arange(-reach, reach + 1))
+        return np.exp(phase).astype(np.complex64)
+
+    response = waves(rows, rows) @ kernel.astype(jnp.complex64)
+    response = response @ waves(columns, columns // 2 + 1).T
+    y = jnp.fft.irfft2(jnp.fft.rfft2(x) * response[None], (rows, columns))
+    return y[:, :height, :width]
 
 
 def correlate_tiles(image: jax.Array, valid: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -50,15 +50,14 @@ def add_noise(image: jax.Array, valid: jax.Array, noise: Noise, levels: Levels) 
     """
 
     def gaussian() -> jax.Array:
-        return normal(_field(noise, image.shape)) * noise.strength / 255
+        return jnp.clip(image + normal(_field(noise, image.shape)) * noise.strength / 255, 0, 1)
 
     def poisson() -> jax.Array:
         clean, rate, full = poisson_rate(image, valid, noise.grey, levels)
         counts = poisson_counts(rate, _field(noise, image.shape))
-        return (counts / full - clean) * noise.strength
+        return jnp.clip(image + (counts / full - clean) * noise.strength, 0, 1)
 
-    added = lax.switch(noise.kind, [lambda: jnp.zeros_like(image), gaussian, poisson])
-    return jnp.clip(image + added, 0, 1)
+    return lax.switch(noise.kind, [lambda: jnp.clip(image, 0, 1), gaussian, poisson])
 
 
 def poisson_rate(

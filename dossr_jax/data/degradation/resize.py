@@ -169,25 +169,29 @@ class _Line(NamedTuple):
         """Weights (count, n) of the inputs at (count or 1, n) int32, also outside the image.
 
         Continuous in the coordinates, so that it does not matter which way these are rounded.
-        Those of "antialiased" are still to be divided by their sum.
+        Those of "antialiased" are still to be divided by their sum. A switch for the other reason
+        too: XLA would compute the weights again for every pixel.
         """
         i = jnp.arange(self.count)[:, None]
         centre = (i + 0.5) * self.step
-        # PyTorch's adaptive mean: windows of whole pixels, from the sizes alone.
-        start = i * self.inputs // self.outputs
-        end = ((i + 1) * self.inputs + self.outputs - 1) // self.outputs
-        modes = [
-            ((at >= start) & (at < end)) / (end - start),
-            jnp.maximum(1 - jnp.abs(jnp.maximum(centre - 0.5, 0.0) - at), 0.0),
-            _cubic(centre - 0.5 - at, -0.75),
-        ]
-        if self.antialiased:
-            wide = _cubic((at + 0.5 - centre) / jnp.maximum(self.step, 1.0), -0.5)
-            modes.append(jnp.where((at >= 0) & (at < self.inputs), wide, 0.0))
-        weights = modes[0]
-        for mode, other in enumerate(modes[1:], start=1):
-            weights = jnp.where(self.mode == mode, other, weights)
-        return weights
+
+        def area() -> jax.Array:  # PyTorch's adaptive mean: whole pixels, from the sizes alone
+            start = i * self.inputs // self.outputs
+            end = ((i + 1) * self.inputs + self.outputs - 1) // self.outputs
+            return ((at >= start) & (at < end)) / (end - start)
+
+        def bilinear() -> jax.Array:
+            return jnp.maximum(1 - jnp.abs(jnp.maximum(centre - 0.5, 0.0) - at), 0.0)
+
+        def bicubic() -> jax.Array:
+            return _cubic(centre - 0.5 - at, -0.75)
+
+        def antialiased() -> jax.Array:
+            weights = _cubic((at + 0.5 - centre) / jnp.maximum(self.step, 1.0), -0.5)
+            return jnp.where((at >= 0) & (at < self.inputs), weights, 0.0)
+
+        modes = [area, bilinear, bicubic, antialiased]
+        return lax.switch(self.mode, modes if self.antialiased else modes[:-1])
 
 
 def _cubic(x: jax.Array, a: float) -> jax.Array:
