@@ -4,7 +4,8 @@
 
 One line of JSON a preset: images a second of either (the shortest of the repeats, taken in turns
 after a warm-up), ratios, device and versions. All carry out the same plans; the package's time
-includes drawing them. On an accelerator, or with --alone, the package runs alone.
+includes drawing them. On a CPU the package has a device for each core, as OpenCV has a thread
+(--devices 1: one for all). On an accelerator, or with --alone, the package runs alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dossr_jax import parallel
 from dossr_jax.data.degradation import PRESETS, degrade, make_table
 from dossr_jax.data.degradation.plan import draw_plan
 
@@ -39,9 +41,11 @@ def make_photos(size: int, batch: int) -> np.ndarray:
 def make_calls(preset: str, photos: np.ndarray, alone: bool) -> tuple[dict[str, Any], float]:
     """Calls that degrade all photos, by name, and seconds to compile the package's."""
     table = make_table([preset])
-    keys = jax.random.split(jax.random.key(0), len(photos))
-    images = jax.device_put(photos)
-    program = jax.jit(functools.partial(degrade, table=table, scale=table.outline.scale))
+    mesh = parallel.make_mesh(fsdp=1)
+    split = parallel.batch_sharding(mesh)
+    keys, images = jax.device_put((jax.random.split(jax.random.key(0), len(photos)), photos), split)
+    program = functools.partial(degrade, table=table, scale=table.outline.scale)
+    program = jax.jit(parallel.on_each_device(program, mesh))
     start = time.perf_counter()
     program = program.lower(keys, images).compile()
     compile_s = time.perf_counter() - start
@@ -83,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="of a CPU")
     args = parser.parse_args(argv)
+    jax.config.update("jax_num_cpu_devices", args.devices)
     device = jax.devices()[0]
     photos = make_photos(args.size, args.batch)
     alone = args.alone or device.platform != "cpu"
@@ -103,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "repeats": args.repeats,
             "compile_s": round(compile_s, 1),
             "device": str(device.device_kind),
+            "devices": jax.device_count(),
             "cores": os.cpu_count(),
             **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +114,19 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The given axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
+
+
+def on_each_device(fn: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
+    """A function of arrays with a batch axis first, applied by every device to its own part.
+
+    For functions in which samples never meet. The compiler splits most of them by itself, but
+    not one that takes samples in turn: that it runs whole on every device.
+    """
+    if mesh.size == 1:
+        return fn
+    spec = PartitionSpec(RULES["batch"])
+    # What a loop carries starts as constants, which are not split: the check would refuse them.
+    return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -179,7 +179,7 @@ def test_levels_are_counted_inside_the_image_alone(programs, count):
     pixels = np.concatenate([values, rng.choice(values, 3 * 31 * 41 - count)])
     image[:, :31, :41] = pixels.reshape(3, 31, 41) / 255
     clean, rate, full = jax.jit(functools.partial(noise.poisson_rate, levels=programs.levels))(
-        image, valid, np.bool_(False)
+        image, valid
     )
     assert full == 2 ** np.ceil(np.log2(count))
     np.testing.assert_allclose(rate, clean * full, rtol=1e-6)

@@ -6,13 +6,16 @@ its place in the batch nor on the number of devices or processes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
+from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.data import degradation
 from dossr_jax.diffusion import process
@@ -59,13 +62,16 @@ def lr_scale(config: TrainConfig) -> int:
     return scale
 
 
-def make_inputs(config: TrainConfig, seed_key: Array) -> Callable[[Batch], Inputs]:
-    """Function from a batch (dossr_jax.data.pipeline) to the stage's inputs.
+def make_inputs(config: TrainConfig, mesh: Mesh, seed_key: Array) -> Callable[[Batch], Inputs]:
+    """Function from a batch (dossr_jax.data.pipeline) on the mesh to the stage's inputs.
 
     Images without LR partners are degraded here, on the device.
     """
     scale = lr_scale(config)
     table = degradation.make_table(config.data.presets)
+    degrade = parallel.on_each_device(
+        functools.partial(degradation.degrade, table=table, scale=scale), mesh
+    )
 
     def inputs(batch: Batch) -> Inputs:
         keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
@@ -73,7 +79,7 @@ def make_inputs(config: TrainConfig, seed_key: Array) -> Callable[[Batch], Input
         if "lr" in batch:
             lr = batch["lr"].astype(jnp.float32) / 255
         elif config.stage in ("rrdb", "dossr"):
-            lr = degradation.degrade(fold(keys, _DEGRADE), hr, table, scale=scale)
+            lr = degrade(fold(keys, _DEGRADE), hr)
         else:
             lr = hr  # the stage does not look at it
         return Inputs(hr, lr, keys)

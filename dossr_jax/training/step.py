@@ -44,7 +44,7 @@ def make_train_step(
 
         def mean_loss(learn: Params) -> tuple[Array, Metrics]:
             model = build(graphdef, {**frozen, **gather(learn, config, mesh)})
-            loss, metrics = loss_fn(model, make_inputs(config, key)(batch), None, config)
+            loss, metrics = loss_fn(model, make_inputs(config, mesh, key)(batch), None, config)
             return jnp.mean(loss), {k: jnp.mean(v) for k, v in metrics.items()} | {
                 "loss": jnp.mean(loss)
             }
@@ -127,7 +127,7 @@ def make_eval_step(
     def eval_step(state: TrainState, batch: Batch, t: Array | None) -> Metrics:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
         model = averaged_model(config, graphdef, mesh, state)
-        loss, metrics = loss_fn(model, make_inputs(config, key)(batch), t, config)
+        loss, metrics = loss_fn(model, make_inputs(config, mesh, key)(batch), t, config)
         return metrics | {"loss": loss}
 
     return eval_step

@@ -60,7 +60,7 @@ class Validation:
         self._parts = index.reshape(-1, size)
         images = fixed_batch(source, config.data, IMAGES)
         parts = [self._put({k: v[i] for k, v in images.items()}) for i in self._parts]
-        degrade = _make_degrade(config)
+        degrade = _make_degrade(config, mesh)
         self._batches = [batch | {"lr": degrade(batch)} for batch in parts]
 
     def __call__(self, state: TrainState) -> Report:
@@ -101,12 +101,12 @@ def fixed_batch(source: Source, config: DataConfig, count: int) -> dict[str, np.
         return next(batches)
 
 
-def _make_degrade(config: TrainConfig) -> Callable[[Batch], Array]:
+def _make_degrade(config: TrainConfig, mesh: Mesh) -> Callable[[Batch], Array]:
     """Jitted function from a batch to its LR images, uint8: what they are on its grid anyway.
 
     Degradation takes long to compile; the other programs are spared it.
     """
-    make = make_inputs(config, jax.random.key(config.seed, impl="threefry2x32"))
+    make = make_inputs(config, mesh, jax.random.key(config.seed, impl="threefry2x32"))
     return jax.jit(lambda batch: jnp.round(255 * make(batch).lr).astype(jnp.uint8))
 
 
@@ -155,7 +155,7 @@ def make_show(
     @jax.jit
     def show(state: TrainState, batch: Batch, t: Array | None) -> dict[str, Array]:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-        inputs = make_inputs(config, key)(batch)
+        inputs = make_inputs(config, mesh, key)(batch)
         source, output = make(averaged_model(config, graphdef, mesh, state), inputs, t)
         output = jnp.clip(output.astype(jnp.float32), 0, 1)
         source = jnp.clip(source.astype(jnp.float32), 0, 1)

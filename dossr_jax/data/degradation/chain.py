@@ -33,7 +33,7 @@ class Programs(NamedTuple):
     levels: Levels
 
 
-CPU = Programs(filters.correlate_fft, resize_lib.resize_gather, noise_lib.levels_scatter)
+CPU = Programs(filters.correlate_separable, resize_lib.resize_gather, noise_lib.levels_scatter)
 ACCELERATOR = Programs(filters.correlate_tiles, resize_lib.resize_dense, noise_lib.levels_reduce)
 
 # For images from this side on, a CPU has a canvas for first resizes by up to each of these factors
@@ -45,9 +45,9 @@ _FACTORS = (0.6, 1.0)
 def degrade(keys: jax.Array, hr: jax.Array, table: Table, *, scale: int) -> jax.Array:
     """Low-resolution partners of a batch of crops, each with draws of its own.
 
-    A sample's result depends on its key and image alone. Samples never meet, so with a batch
-    split over devices nothing is communicated. CPUs loop over the samples, so a mesh of several
-    computes them all on each, unless inside `jax.shard_map` (with check_vma=False).
+    A sample's result depends on its key and image alone. Samples never meet: with a batch split
+    over devices, apply it by `dossr_jax.parallel.on_each_device`. A CPU takes the samples in turn
+    and uses one core or two for that; with a device for each core all of them work.
 
     Args:
       keys: (b,) JAX keys.

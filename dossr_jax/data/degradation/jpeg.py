@@ -7,9 +7,6 @@ clamped, and the input is not rounded to 8 bit, both as in Real-ESRGAN's differe
 
 from __future__ import annotations
 
-import functools
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,21 +33,23 @@ CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [4
 # JFIF, rows Y, Cb, Cr; the offset of 128 is left out, since the transform takes it away again.
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+_EXACT = lax.Precision.HIGHEST
 
 
-def _basis(repeat: int) -> tuple[np.ndarray, np.ndarray]:
-    """From flattened pixels of a block to 64 coefficients, (64, n), and back, (n, 64).
+# Columns are transformed so many at once, by one product with a block-diagonal matrix: wide enough
+# for products to be fast, and a side that canvases are padded to.
+_GROUP = 32
 
-    Cosine transform of 8x8, where a pixel is the mean of `repeat` squared pixels of the block.
+
+def _cosines(repeat: int) -> tuple[np.ndarray, np.ndarray]:
+    """From the pixels of a block's line to 8 coefficients, (8, n), and back, (n, 8).
+
+    Cosine transform of 8 values, where a value is the mean of `repeat` pixels.
     """
     k, i = np.arange(8)[:, None], np.arange(8)[None]
     cosines = np.sqrt(np.where(k == 0, 1, 2) / 8) * np.cos(np.pi * (2 * i + 1) * k / 16)
     forward = np.repeat(cosines, repeat, axis=1) / repeat
-    backward = repeat * forward.T
-    return tuple(np.kron(m, m).astype(np.float32) for m in (forward, backward))
-
-
-_LUMA_BASIS, _CHROMA_BASIS = _basis(1), _basis(2)
+    return forward.astype(np.float32), (repeat * forward.T).astype(np.float32)
 
 
 def jpeg(image: jax.Array, valid: jax.Array, quality: jax.Array) -> jax.Array:
@@ -68,29 +67,49 @@ def jpeg(image: jax.Array, valid: jax.Array, quality: jax.Array) -> jax.Array:
     height, width = image.shape[1:]
     inside = (jnp.arange(height) < valid[0])[:, None] & (jnp.arange(width) < valid[1])[None]
     black = jnp.where(inside[None], image, 0.0)
-    black = jnp.pad(black, ((0, 0), (0, -height % 16), (0, -width % 16)))
+    black = jnp.pad(black, ((0, 0), (0, -height % 16), (0, -width % _GROUP)))
     planes = [sum(255 * m * black[c] for c, m in enumerate(row)) for row in _TO_YCC]
     factor = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality) / 100
     ycc = [
-        _quantised(planes[0] - 128, LUMA_TABLE * factor, _LUMA_BASIS) + 128,
-        *(_quantised(plane, CHROMA_TABLE * factor, _CHROMA_BASIS) for plane in planes[1:]),
+        _quantised(planes[0] - 128, LUMA_TABLE * factor, repeat=1) + 128,
+        *(_quantised(plane, CHROMA_TABLE * factor, repeat=2) for plane in planes[1:]),
     ]
     rgb = jnp.stack([sum(m * ycc[c] for c, m in enumerate(row) if m) for row in _TO_RGB])
     return jnp.clip(rgb[:, :height, :width] / 255, 0, 1)
 
 
-def _quantised(
-    plane: jax.Array, table: jax.Array, basis: tuple[np.ndarray, np.ndarray]
-) -> jax.Array:
-    """A plane (h, w) whose coefficients are rounded to multiples of the table (8, 8)."""
-    forward, backward = basis
-    height, width = plane.shape
-    side = math.isqrt(len(backward))
-    blocks = plane.reshape(height // side, side, width // side, side).transpose(0, 2, 1, 3)
-    steps = table.reshape(1, 64)
+def _quantised(plane: jax.Array, table: jax.Array, *, repeat: int) -> jax.Array:
+    """A plane (h, w) whose coefficients are rounded to multiples of the table (8, 8).
+
+    One value of the 8x8 of a block is the mean of `repeat` x `repeat` pixels.
+    """
+    forward, backward = _cosines(repeat)
+    coefficients = _transform_columns(forward, _transform_rows(forward, plane))
+    height, width = coefficients.shape
+    blocks = coefficients.reshape(height // 8, 8, width)
+    steps = jnp.tile(table, (1, width // 8))[None]
+    blocks = jnp.round(blocks / steps) * steps
+    return _transform_rows(backward, _transform_columns(backward, blocks.reshape(height, width)))
+
+
+def _transform_rows(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """Every n rows of (h, w) to as many combinations of them as the matrix (m, n) has."""
+    outputs, inputs = matrix.shape
+    height, width = x.shape
+    blocks = x.reshape(height // inputs, inputs, width)
+    # A sum rather than a product: XLA would turn the blocks over before and after that.
+    blocks = sum(matrix[None, :, i, None] * blocks[:, i : i + 1] for i in range(inputs))
+    return blocks.reshape(height // inputs * outputs, width)
+
+
+def _transform_columns(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """As `_transform_rows`, of every n columns."""
+    outputs, inputs = matrix.shape
+    height, width = x.shape
+    count = _GROUP // max(outputs, inputs)
+    blocks = x.reshape(-1, count * inputs)
     # Float32 throughout: accelerators would round the factors otherwise.
-    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    coefficients = product(blocks.reshape(-1, side * side), forward.T)
-    blocks = product(jnp.round(coefficients / steps) * steps, backward.T)
-    blocks = blocks.reshape(height // side, width // side, side, side).transpose(0, 2, 1, 3)
-    return blocks.reshape(height, width)
+    blocks = jnp.matmul(
+        blocks, np.kron(np.eye(count, dtype=np.float32), matrix).T, precision=_EXACT
+    )
+    return blocks.reshape(height, width // inputs * outputs)

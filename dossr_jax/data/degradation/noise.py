@@ -49,30 +49,39 @@ def add_noise(image: jax.Array, valid: jax.Array, noise: Noise, levels: Levels) 
       (3, h, w) float32 in [0, 1].
     """
 
-    def gaussian() -> jax.Array:
-        return jnp.clip(image + normal(_field(noise, image.shape)) * noise.strength / 255, 0, 1)
+    def gaussian(planes: jax.Array) -> jax.Array:
+        return normal(uniform(noise.seed, planes.shape)) * noise.strength / 255
 
-    def poisson() -> jax.Array:
-        clean, rate, full = poisson_rate(image, valid, noise.grey, levels)
-        counts = poisson_counts(rate, _field(noise, image.shape))
-        return jnp.clip(image + (counts / full - clean) * noise.strength, 0, 1)
+    def poisson(planes: jax.Array) -> jax.Array:
+        clean, rate, full = poisson_rate(planes, valid, levels)
+        counts = poisson_counts(rate, uniform(noise.seed, planes.shape))
+        return (counts / full - clean) * noise.strength
 
-    return lax.switch(noise.kind, [lambda: jnp.clip(image, 0, 1), gaussian, poisson])
+    luma = sum(m * image[c] for c, m in enumerate(_LUMA))[None]
+    # Grey noise is drawn for one plane: a third of the work.
+    added = [
+        lambda draw=draw, planes=planes: jnp.clip(image + draw(planes), 0, 1)
+        for draw in (gaussian, poisson)
+        for planes in (image, luma)
+    ]
+    which = jnp.where(noise.kind == NONE, 0, 2 * noise.kind - 1 + noise.grey)
+    return lax.switch(which, [lambda: jnp.clip(image, 0, 1), *added])
 
 
 def poisson_rate(
-    image: jax.Array, valid: jax.Array, grey: jax.Array, levels: Levels
+    planes: jax.Array, valid: jax.Array, levels: Levels
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Real-ESRGAN's rates: as many photons at full scale as the image has levels.
 
+    Args:
+      planes: (3, h, w) in [0, 1], or for grey noise the luma (1, h, w).
+
     Returns:
-      The image (or its luma, thrice) rounded to 8 bit; rates of the photon counts, both (3, h, w);
-      and the rate of full scale, a power of two from 1 to 256.
+      The planes rounded to 8 bit; rates of the photon counts, both of their shape; and the rate
+      of full scale, a power of two from 1 to 256.
     """
-    luma = sum(m * image[c] for c, m in enumerate(_LUMA))
-    base = jnp.where(grey, luma[None], image)
-    level = jnp.clip(jnp.round(base * 255), 0, 255).astype(jnp.int32)
-    height, width = image.shape[1:]
+    level = jnp.clip(jnp.round(planes * 255), 0, 255).astype(jnp.int32)
+    height, width = planes.shape[1:]
     inside = (jnp.arange(height) < valid[0])[:, None] & (jnp.arange(width) < valid[1])[None]
     count = levels(jnp.where(inside[None], level, 256))
     full = (1 << (32 - lax.clz(count - 1))).astype(jnp.float32)
@@ -96,7 +105,7 @@ def levels_reduce(level: jax.Array) -> jax.Array:
 
 
 def uniform(seed: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """Uniform draws of a seed (2,) uint32 for the pixels of (3, h, w), inside (0, 1)."""
+    """Uniform draws of a seed (2,) uint32 for the pixels of (c, h, w), inside (0, 1)."""
     c, y, x = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     # The channel goes into a word of the seed, an odd step apart. One word of the four is used:
     # taking three, for the channels, would need them stacked, which XLA does not fuse well.
@@ -146,11 +155,6 @@ def poisson_counts(rate: jax.Array, u: jax.Array) -> jax.Array:
         + (-8 / 405 + w2 * (7 / 810 + w2 / 270)) / large
     )
     return jnp.where(rate < _SMALL_RATE, count, jnp.maximum(jnp.floor(expansion), 0))
-
-
-def _field(noise: Noise, shape: tuple[int, int, int]) -> jax.Array:
-    u = uniform(noise.seed, shape)
-    return jnp.where(noise.grey, u[:1], u)
 
 
 def _stir(words: list[jax.Array]) -> tuple[jax.Array, ...]:

@@ -18,6 +18,8 @@ from jax import lax
 
 MODES = ("area", "bilinear", "bicubic", "antialiased")
 
+_SHORT = 4  # inputs in the longest window of "bicubic"
+
 
 class Resize(NamedTuple):
     """One resize: from the image's size to `size`; all traced.
@@ -54,16 +56,18 @@ def resize_gather(
     x = image
     for axis in (0, 1):
         line = _line(valid, resize, axis, canvas, antialiased)
-        # Branches, so that short windows are one pass over the outputs and long ones are no longer
-        # than they need be; for each axis, since XLA would otherwise compute the rows again for
-        # every column that takes them.
+        # Indices and weights are operands of the branches, so that they are computed once: XLA
+        # would do it again for every pixel, and two roundings of a coordinate can differ.
+        first = line.first()
+        # Short windows are one pass over the outputs, long ones no longer than they need be.
         x = lax.cond(
-            (resize.mode == MODES.index("bilinear")) | (resize.mode == MODES.index("bicubic")),
-            functools.partial(_gather_four, line, axis),
-            functools.partial(_gather_loop, line, axis),
-            x,
-            line.first(),
+            line.short(),
+            functools.partial(_gather_four, line),
+            functools.partial(_gather_loop, line),
+            *(x, first, line.weights(first[:, None] + np.arange(_SHORT, dtype=np.int32)[None])),
         )
+        # Turning the image is cheaper than gathering columns, which do not lie together.
+        x = jnp.swapaxes(x, 1, 2)
     return x
 
 
@@ -96,33 +100,28 @@ def resize_dense(
     )
 
 
-def _gather_four(line: _Line, axis: int, x: jax.Array, first: jax.Array) -> jax.Array:
-    at = first[:, None] + np.arange(4, dtype=np.int32)[None]
-    weights = line.weights(at)
-    inputs = [_take(x, at[:, tap], axis, line.inputs) for tap in range(4)]
-    return sum(_along(weights[:, tap], axis) * inputs[tap] for tap in range(4))
+def _gather_four(line: _Line, x: jax.Array, first: jax.Array, weights: jax.Array) -> jax.Array:
+    inputs = [_rows(x, first + tap, line.inputs) for tap in range(_SHORT)]
+    return sum(weights[None, :, tap, None] * inputs[tap] for tap in range(_SHORT))
 
 
-def _gather_loop(line: _Line, axis: int, x: jax.Array, first: jax.Array) -> jax.Array:
-    def take(tap: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        weights = line.weights((first + tap)[:, None])[:, 0]
-        return _along(weights, axis) * _take(x, first + tap, axis, line.inputs), weights
+def _gather_loop(line: _Line, x: jax.Array, first: jax.Array, weights: jax.Array) -> jax.Array:
+    Carry = tuple[jax.Array, jax.Array, jax.Array]
 
-    def add(tap: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jax.tree.map(jnp.add, sums, take(tap))
+    def add(tap: jax.Array, carry: Carry) -> Carry:
+        total, sums, weight = carry  # the weights, too: they are the next tap's by then
+        total = total + weight[None, :, None] * _rows(x, first + tap, line.inputs)
+        return total, sums + weight, line.weights((first + tap + 1)[:, None])[:, 0]
 
-    total, weights = lax.fori_loop(1, line.longest(), add, take(0))
-    return total / _along(jnp.where(weights == 0, 1.0, weights), axis)
-
-
-def _take(x: jax.Array, at: jax.Array, axis: int, inputs: jax.Array) -> jax.Array:
-    """Rows or columns of (c, h, w); beyond the image its nearest."""
-    index = (slice(None),) * (1 + axis) + (jnp.clip(at, 0, inputs - 1),)
-    return x.at[index].get(mode="promise_in_bounds")
+    blank = jnp.zeros((x.shape[0], line.count, x.shape[2]), x.dtype)
+    start = blank, jnp.zeros(line.count, x.dtype), weights[:, 0]
+    total, sums, _ = lax.fori_loop(0, line.longest(), add, start)
+    return total / jnp.where(sums == 0, 1.0, sums)[None, :, None]
 
 
-def _along(weights: jax.Array, axis: int) -> jax.Array:
-    return weights.reshape([1, -1, 1] if axis == 0 else [1, 1, -1])
+def _rows(x: jax.Array, at: jax.Array, inputs: jax.Array) -> jax.Array:
+    """Rows of (c, h, w); beyond the image its nearest."""
+    return x.at[:, jnp.clip(at, 0, inputs - 1)].get(mode="promise_in_bounds")
 
 
 def _line(
@@ -144,20 +143,24 @@ class _Line(NamedTuple):
     antialiased: bool
 
     def first(self) -> jax.Array:
-        """First input of every output's window, (count,) int32, before the image if need be.
-
-        A switch, so that it is computed once: indices and weights from two roundings of the same
-        coordinate could miss each other by a pixel.
-        """
+        """First input of every output's window, (count,) int32, before the image if need be."""
         i = jnp.arange(self.count)
         centre = (i + 0.5) * self.step
         windows = [
-            lambda: i * self.inputs // self.outputs,
-            lambda: jnp.floor(jnp.maximum(centre - 0.5, 0.0)).astype(jnp.int32),
-            lambda: jnp.floor(centre - 0.5).astype(jnp.int32) - 1,
-            lambda: jnp.floor(centre - 2 * jnp.maximum(self.step, 1.0) + 0.5).astype(jnp.int32),
+            i * self.inputs // self.outputs,
+            jnp.floor(jnp.maximum(centre - 0.5, 0.0)).astype(jnp.int32),
+            jnp.floor(centre - 0.5).astype(jnp.int32) - 1,
         ]
-        return lax.switch(self.mode, windows if self.antialiased else windows[:-1])
+        if self.antialiased:
+            wide = jnp.floor(centre - 2 * jnp.maximum(self.step, 1.0) + 0.5)
+            windows.append(wide.astype(jnp.int32))
+        return lax.select_n(jnp.broadcast_to(self.mode, i.shape), *windows)
+
+    def short(self) -> jax.Array:
+        """Whether no window is longer than four inputs and the weights sum to one as they are."""
+        area = self.mode == MODES.index("area")
+        antialiased = self.mode == MODES.index("antialiased")
+        return ~antialiased & (~area | (self.longest() <= _SHORT))
 
     def longest(self) -> jax.Array:
         """Most inputs in a window of the modes "area" and "antialiased"."""
@@ -169,29 +172,22 @@ class _Line(NamedTuple):
         """Weights (count, n) of the inputs at (count or 1, n) int32, also outside the image.
 
         Continuous in the coordinates, so that it does not matter which way these are rounded.
-        Those of "antialiased" are still to be divided by their sum. A switch for the other reason
-        too: XLA would compute the weights again for every pixel.
+        Those of "antialiased" are still to be divided by their sum.
         """
         i = jnp.arange(self.count)[:, None]
         centre = (i + 0.5) * self.step
-
-        def area() -> jax.Array:  # PyTorch's adaptive mean: whole pixels, from the sizes alone
-            start = i * self.inputs // self.outputs
-            end = ((i + 1) * self.inputs + self.outputs - 1) // self.outputs
-            return ((at >= start) & (at < end)) / (end - start)
-
-        def bilinear() -> jax.Array:
-            return jnp.maximum(1 - jnp.abs(jnp.maximum(centre - 0.5, 0.0) - at), 0.0)
-
-        def bicubic() -> jax.Array:
-            return _cubic(centre - 0.5 - at, -0.75)
-
-        def antialiased() -> jax.Array:
-            weights = _cubic((at + 0.5 - centre) / jnp.maximum(self.step, 1.0), -0.5)
-            return jnp.where((at >= 0) & (at < self.inputs), weights, 0.0)
-
-        modes = [area, bilinear, bicubic, antialiased]
-        return lax.switch(self.mode, modes if self.antialiased else modes[:-1])
+        # PyTorch's adaptive mean: whole pixels, from the sizes alone.
+        start = i * self.inputs // self.outputs
+        end = ((i + 1) * self.inputs + self.outputs - 1) // self.outputs
+        modes = [
+            ((at >= start) & (at < end)) / (end - start),
+            jnp.maximum(1 - jnp.abs(jnp.maximum(centre - 0.5, 0.0) - at), 0.0),
+            _cubic(centre - 0.5 - at, -0.75),
+        ]
+        if self.antialiased:
+            wide = _cubic((at + 0.5 - centre) / jnp.maximum(self.step, 1.0), -0.5)
+            modes.append(jnp.where((at >= 0) & (at < self.inputs), wide, 0.0))
+        return lax.select_n(jnp.broadcast_to(self.mode, modes[0].shape), *modes)
 
 
 def _cubic(x: jax.Array, a: float) -> jax.Array:
