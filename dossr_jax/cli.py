@@ -46,8 +46,19 @@ _ON_OFF = argparse.BooleanOptionalAction
 _PICTURE = (
     ("scale", float, "enlargement, any number (default: %(default)g)"),
     ("steps", int, f"network evaluations, 1-{MAX_STEPS} (*)"),
+    (
+        "scheme",
+        str,
+        "sampler by name, in place of the stored one: published is order 3, solver sde, grid "
+        "uniform, no final denoising; span is order 2, solver span, grid span, no final "
+        "denoising: made for 3 to 10 steps. The options below change parts of it",
+    ),
     ("order", int, "order of the solver; 1 is advised from 10 steps on (*)"),
-    ("solver", str, "domain-shift SDE as published, or its probability-flow ODE (*)"),
+    (
+        "solver",
+        str,
+        "domain-shift SDE as published, its probability-flow ODE, or span, see --scheme (*)",
+    ),
     (
         "start",
         str,
@@ -57,7 +68,8 @@ _PICTURE = (
     (
         "grid",
         str,
-        "times uniform in t as published, uniform in log lambda, or jump: few at high noise (*)",
+        "times uniform in t as published, uniform in log lambda, or jump and span: few at high "
+        "noise (*)",
     ),
     ("final_denoise", _ON_OFF, "end without the noise that the published sampler leaves (*)"),
     ("seed", int, "random seed (default: %(default)s)"),

@@ -175,10 +175,19 @@ class SamplerConfig:
 
     steps: int = 5
     order: int = 3
-    solver: Literal["sde", "ode"] = "sde"
-    grid: Literal["uniform", "log_lambda", "jump"] = "uniform"
+    solver: Literal["sde", "ode", "span"] = "sde"
+    grid: Literal["uniform", "log_lambda", "jump", "span"] = "uniform"
     final_denoise: bool = False
     fidelity: float = 0.0
+
+
+# Samplers by name: what each sets of a SamplerConfig. Steps and fidelity are the caller's.
+SCHEMES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "published": {"order": 3, "solver": "sde", "grid": "uniform", "final_denoise": False},
+        "span": {"order": 2, "solver": "span", "grid": "span", "final_denoise": False},
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

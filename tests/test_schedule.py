@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dossr_jax.config import ETA_NAMES, ProcessConfig
 from dossr_jax.diffusion.schedule import (
     GRID_NAMES,
+    GRID_SPAN,
     JUMP_LAM,
     Levels,
     Schedule,
@@ -15,6 +16,7 @@ from dossr_jax.diffusion.schedule import (
     make_schedule,
     make_timesteps,
     release_buffers,
+    span_coordinate,
 )
 
 SCHEDULE = make_schedule(ProcessConfig())
@@ -141,6 +143,18 @@ def test_grids_are_even_in_what_they_say():
     lam = SCHEDULE.at(make_timesteps(SCHEDULE, 10, "jump")).lam[1:]
     assert lam[0] == pytest.approx(JUMP_LAM)
     np.testing.assert_allclose(np.diff(lam ** (1 / 7), 2), 0, atol=1e-9)
+    lam = SCHEDULE.at(make_timesteps(SCHEDULE, 10, "span")).lam
+    np.testing.assert_allclose(np.diff(span_coordinate(lam, GRID_SPAN), 2), 0, atol=1e-9)
+
+
+def test_span_coordinate_is_a_mean_over_deviations_and_finite_at_both_ends():
+    s = np.linspace(*GRID_SPAN, 20_001)
+    for lam in (0.03, 1.0, 50.0):
+        mean = np.trapezoid(1 / np.sqrt(s**2 + lam**2), s)
+        assert span_coordinate(lam, GRID_SPAN) == pytest.approx(mean, rel=1e-5)
+    far, near = span_coordinate(np.array([1e12, 1e-12]), GRID_SPAN)
+    assert far == pytest.approx(0, abs=1e-11)
+    assert near == pytest.approx(np.log(GRID_SPAN[1] / GRID_SPAN[0]))
 
 
 @pytest.mark.parametrize(

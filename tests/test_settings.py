@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dossr_jax.config import SamplerConfig
+from dossr_jax.config import SCHEMES, SamplerConfig
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import MAX_STEPS, Settings, choices
 
@@ -18,6 +18,7 @@ from dossr_jax.pipeline import MAX_STEPS, Settings, choices
         "scale": [0, -1, math.nan, math.inf, 1e9, "4"],
         "steps": [0, MAX_STEPS + 1, 2.5, "5"],
         "order": [0, 4, "3"],
+        "scheme": ["fast"],
         "solver": ["euler", ""],
         "start": ["hr", None],
         "grid": ["karras"],
@@ -48,7 +49,7 @@ def test_numbers_of_numpy_are_numbers():
 def test_choices_are_what_the_annotations_list():
     assert choices("order") == (1, 2, 3)
     assert choices("color_fix") == ("wavelet", "adain", "none")
-    assert choices("solver") == ("sde", "ode")
+    assert choices("solver") == ("sde", "ode", "span")
     assert choices("scale") == choices("prompt") == ()
 
 
@@ -61,3 +62,14 @@ def test_what_is_left_open_is_as_stored(order, solver, final_denoise):
     assert done.order == (order or 1)
     assert done.solver == (solver or "sde")
     assert done.final_denoise is bool(final_denoise)
+
+
+def test_a_scheme_replaces_what_is_stored_and_yields_to_what_is_given():
+    assert choices("scheme") == tuple(SCHEMES)
+    stored = SamplerConfig(steps=7, order=1, grid="jump", final_denoise=True, fidelity=0.3)
+    done = Settings(scheme="span", final_denoise=True).completed(stored)
+    assert (done.solver, done.order, done.grid) == ("span", 2, "span")
+    assert done.final_denoise and (done.steps, done.fidelity) == (7, 0.3)
+    done = Settings(scheme="published").completed(stored)
+    plain = SamplerConfig()
+    assert all(getattr(done, name) == getattr(plain, name) for name in SCHEMES["published"])

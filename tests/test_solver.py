@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solvers import SCHEDULE, SHAPE, denoise, draws, point_of
 
-from dossr_jax.diffusion.schedule import GRID_NAMES, Schedule
+from dossr_jax.diffusion.schedule import GRID_NAMES, Schedule, span_coordinate
 from dossr_jax.diffusion.solver import (
     KIND_NAMES,
+    SOLVER_SPAN,
     START_NAMES,
     cast,
     make_table,
@@ -50,7 +51,7 @@ def test_every_row_preserves_the_marginal(opts):
     np.testing.assert_allclose(
         table.c_y**2 * lam**2 + table.c_noise**2, lam_next**2, rtol=1e-11, atol=0
     )
-    if opts["kind"] == "ode":
+    if opts["kind"] != "sde":
         assert not table.c_noise.any()
     # x = m y + shift x_lr then has mean alpha ((1 - eta) x0 + eta x_lr) and variance sigma^2.
     np.testing.assert_allclose(table.m, table.alpha * (1 - table.eta), rtol=1e-14)
@@ -101,9 +102,24 @@ def test_polynomial_predictions_are_integrated_exactly(kind, order):
     _, c_x0, _ = step_coefficients(lam, order=order, kind=kind)
     fine = np.linspace(1.2, 3.0, 200_001)
     weight = 2 * 1.2**2 / fine**3 if kind == "sde" else 1.2 / fine**2
+    place, fine_place = lam, fine
+    if kind == "span":  # there a polynomial in the coordinate, not in lam
+        place, fine_place = (span_coordinate(level, SOLVER_SPAN) for level in (lam, fine))
     for power in range(degree + 1):
-        history = c_x0[2] @ (lam[[2, 1, 0]] ** power)
-        assert history == pytest.approx(np.trapezoid(weight * fine**power, fine), rel=1e-8)
+        history = c_x0[2] @ (place[[2, 1, 0]] ** power)
+        integral = np.trapezoid(weight * fine_place**power, fine)
+        assert history == pytest.approx(integral, rel=1e-8)
+
+
+def test_span_integrates_a_first_step_from_far_away():
+    """The weight is 1 in q = lam_next / lam, which a fine sum over q shows."""
+    lam = np.array([SCHEDULE.lam[-1], 0.6, 0.03])
+    _, c_x0, _ = step_coefficients(lam, order=2, kind="span")
+    q = np.linspace(lam[2] / lam[1], 1, 400_001)
+    value = np.trapezoid(span_coordinate(lam[2] / q, SOLVER_SPAN), q)
+    assert c_x0[1] @ [*span_coordinate(lam[1::-1], SOLVER_SPAN), 0] == pytest.approx(
+        value, rel=1e-9
+    )
 
 
 # --- the loop -------------------------------------------------------------------------------
@@ -248,8 +264,11 @@ def test_varying_eta_equals_one_run_a_pixel(kind, final_denoise):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"steps": 600}, "at most 499"),
         ({"steps": 5, "order": 4}, "order is 1, 2 or 3, not 4"),
-        ({"steps": 5, "kind": "pf"}, "kind is one of sde, ode, not 'pf'"),
-        ({"steps": 5, "grid": "even"}, "grid is one of uniform, log_lambda, jump, not 'even'"),
+        ({"steps": 5, "kind": "pf"}, "kind is one of sde, ode, span, not 'pf'"),
+        (
+            {"steps": 5, "grid": "even"},
+            "grid is one of uniform, log_lambda, jump, span, not 'even'",
+        ),
         ({"steps": 5, "start": "hr"}, "start is one of lr, noise, not 'hr'"),
     ],
 )

@@ -62,7 +62,7 @@ def test_one_step_is_its_closed_form():
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
+@pytest.mark.parametrize("kind", ["sde", "ode"])
 def test_noise_start_of_order_1_is_textbook_ddpm_and_ddim(kind):
     """Written in eps and x as in the papers, over the spaced times, the last step to abar = 1."""
     steps = 7

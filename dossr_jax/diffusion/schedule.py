@@ -15,7 +15,7 @@ import numpy as np
 
 from dossr_jax.config import ProcessConfig
 
-Grid = Literal["uniform", "log_lambda", "jump"]
+Grid = Literal["uniform", "log_lambda", "jump", "span"]
 GRID_NAMES = get_args(Grid)
 
 # The "jump" grid: after its first evaluation it continues at this noise level, with noise levels
@@ -23,6 +23,10 @@ GRID_NAMES = get_args(Grid)
 # spread of the data every denoiser answers the same, so one evaluation covers all of it.
 JUMP_LAM = 2.5
 JUMP_POWER = 7.0
+
+# Least and largest standard deviation of the data for which the "span" grid is even. Chosen on
+# mixtures of Gaussians of total variance 1 (docs/method.md), not on images.
+GRID_SPAN = (0.05, 3.0)
 
 
 class Levels(NamedTuple):
@@ -118,6 +122,23 @@ class Schedule:
         return Schedule(self.alpha, self.sigma, np.zeros_like(self.alpha), len(self.alpha))
 
 
+def span_coordinate(lam: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """w = asinh(b / lam) - asinh(a / lam) for levels `lam` > 0 and a `span` (a, b) of deviations.
+
+    It runs from 0 at lam = inf to log(b / a) at lam = 0 and is the mean, over all s from a to b
+    alike, of 1 / sqrt(s^2 + lam^2): up to a constant, the exact prediction on a probability-flow
+    path of Gaussian data with deviation s.
+    """
+    a, b = span
+    return np.arcsinh(b / lam) - np.arcsinh(a / lam)
+
+
+def _span_levels(w: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Levels at coordinates 0 < w <= log(b / a); inverts :func:`span_coordinate`."""
+    a, b = span
+    return np.sqrt(a**2 + b**2 - 2 * a * b * np.cosh(w)) / np.sinh(w)
+
+
 def _like(values: np.ndarray, eta: np.ndarray) -> np.ndarray:
     """A vector (n,) with unit axes appended, so that it multiplies rows of `eta`."""
     return values.reshape(values.shape + (1,) * (eta.ndim - 1))
@@ -188,7 +209,8 @@ def make_timesteps(schedule: Schedule, steps: int, grid: Grid = "uniform") -> np
     The denoiser is evaluated at all but the last. `grid`:
     "uniform": the release's integers round(i (t1 - 1) / steps), the sum accumulated in floats and
     halves rounded to even; "log_lambda": even in log(lam); "jump": t1 - 1, then noise levels even
-    in their 7th root from 2.5 down. The latter two give times between integers.
+    in their 7th root from 2.5 down; "span": even in :func:`span_coordinate`. All but the first
+    give times between integers.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -208,7 +230,10 @@ def make_timesteps(schedule: Schedule, steps: int, grid: Grid = "uniform") -> np
         roots = np.array([JUMP_LAM, lam_0]) ** (1 / JUMP_POWER)
         levels = np.linspace(*roots, steps) ** JUMP_POWER
         times = np.append(last, schedule.time_of(levels))
+    elif grid == "span":
+        ends = span_coordinate(np.array([lam_1, lam_0]), GRID_SPAN)
+        times = schedule.time_of(_span_levels(np.linspace(*ends, steps + 1), GRID_SPAN))
     else:
         raise ValueError(f"grid is one of {', '.join(GRID_NAMES)}, not {grid!r}")
-    times[0], times[-1] = last, 0  # exactly, where the roots and logarithms round
+    times[0], times[-1] = last, 0  # exactly, where the inverses round
     return times

@@ -19,14 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dossr_jax.diffusion.schedule import Grid, Schedule, make_timesteps
+from dossr_jax.diffusion.schedule import Grid, Schedule, make_timesteps, span_coordinate
 
-Kind = Literal["sde", "ode"]
+Kind = Literal["sde", "ode", "span"]
 Start = Literal["lr", "noise"]
 Order = Literal[1, 2, 3]
 KIND_NAMES = get_args(Kind)
 START_NAMES = get_args(Start)
 HISTORY = 3
+# Deviations of the data that solver "span" takes its predictions to be made of (docs/method.md).
+SOLVER_SPAN = (0.15, 2.0)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 ENDS = ("init_lr", "init_noise", "m_out", "shift_out")  # the table's last fields, not per row
 
 
@@ -74,7 +77,7 @@ def _moments(kind: Kind, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndar
     """Integrals of (l - lam)^k, k = 0, 1, 2, over l from lam_next to lam, weighted by the solver.
 
     The weight is 2 lam_next^2 / l^3 for the SDE and lam_next / l^2 for the ODE. Written in the
-    ratio r = lam_next / lam; r = 0 is the limit.
+    ratio r = lam_next / lam; r = 0 is the limit. "span" has span_coordinate's w in place of l.
     """
     r = lam_next / lam
     log_r = np.log(np.where(r > 0, r, 1.0))  # only ever multiplied by powers of r
@@ -82,11 +85,32 @@ def _moments(kind: Kind, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndar
         k0 = 1 - r**2
         k1 = -lam * (1 - r) ** 2
         k2 = lam**2 * ((1 - 3 * r) * (1 - r) - 2 * r**2 * log_r)
+    elif kind == "span":
+        k0, k1, k2 = _span_moments(lam, lam_next)
     else:
         k0 = 1 - r
         k1 = -lam * (1 - r + r * log_r)
         k2 = lam**2 * (1 - r**2 + 2 * r * log_r)
     return k0, k1, k2
+
+
+def _span_moments(lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Integrals of (w - w(lam))^k, k = 0, 1, 2, with the weight of the ODE; w of the level l.
+
+    With q = lam_next / l the weight is 1 and q runs from r to 1; Gauss's rule is exact to 1e-9 and
+    better there. Where lam_next = 0 the higher two are of no use and 0.
+    """
+    r = lam_next / lam
+    end = lam_next > 0
+    k1, k2 = np.zeros_like(r), np.zeros_like(r)
+    level = np.where(end, lam_next, 1.0)
+    start = span_coordinate(lam, SOLVER_SPAN)
+    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+        q = (1 + r + (1 - r) * node) / 2
+        offset = span_coordinate(level / q, SOLVER_SPAN) - start
+        k1 += np.where(end, (1 - r) * weight / 2 * offset, 0.0)
+        k2 += np.where(end, (1 - r) * weight / 2 * offset**2, 0.0)
+    return 1 - r, k1, k2
 
 
 def step_coefficients(
@@ -96,7 +120,9 @@ def step_coefficients(
 
     `lam` (steps + 1, ...) float64; only the last level may be 0. Results have `steps` rows as in
     SolverTable. The prediction is a polynomial in lam through the last `order` of them (fewer in
-    the first steps), integrated exactly. A step to lam = 0 returns the last prediction itself:
+    the first steps), integrated exactly; for "span" a polynomial in span_coordinate(lam), which
+    is finite at lam = inf, so that a first step from 6.5e5 leaves a history that is of use. A
+    step to lam = 0 returns the last prediction itself:
     extrapolation is at its longest there and amplifies that prediction's error. The SDE of order
     3 is the published one, which keeps the plain backward difference as its slope: it adds the
     right curvature at the wrong place and is formally of second order. The ODE of order 3 is the
@@ -113,12 +139,14 @@ def step_coefficients(
     k1, k2 = (np.where(then > 0, k, 0.0) for k in (k1, k2))
     c_x0 = np.zeros((len(now), HISTORY, *lam.shape[1:]))
     c_x0[:, 0] = k0
-    gap = np.diff(now, axis=0)
+    place = span_coordinate(now, SOLVER_SPAN) if kind == "span" else now
+    gap = np.diff(place, axis=0)
     if order >= 2:  # + k1 (D - D_prev) / gap
         c_x0[1:, 0] += k1[1:] / gap
         c_x0[1:, 1] -= k1[1:] / gap
     if order == 3:  # + bend ((D - D_prev) / gap - (D_prev - D_prev2) / gap_prev)
-        bend = (k2[2:] + (k1[2:] * gap[1:] if kind == "ode" else 0.0)) / (now[2:] - now[:-2])
+        slope = 0.0 if kind == "sde" else k1[2:] * gap[1:]
+        bend = (k2[2:] + slope) / (place[2:] - place[:-2])
         c_x0[2:, 0] += bend / gap[1:]
         c_x0[2:, 1] -= bend / gap[1:] + bend / gap[:-1]
         c_x0[2:, 2] += bend / gap[:-1]
@@ -140,11 +168,13 @@ def make_table(
 ) -> SolverTable:
     """Table of a sampler with `steps` evaluations of the denoiser, NumPy float64.
 
-    `kind` "sde" with grid "uniform" is the published sampler of that `order`; "ode" the
-    probability-flow ODE. `start` "lr" begins at t1 - 1 from the noised x_lr and ends at t = 0
-    with that time's residual noise, unless `final_denoise` makes the last target lam = 0, x0
-    itself. `start` "noise" is the plain diffusion (eta = 0, x_lr unused by the solver) from pure
-    noise at T - 1 to x0 itself: order 1 is spaced ancestral DDPM ("sde") or DDIM ("ode").
+    `kind` "sde" with grid "uniform" is the published sampler of that `order`; "ode" and "span" the
+    probability-flow ODE, with predictions taken as polynomials in lam or in span_coordinate. Grid
+    and kind "span" with order 2 are the scheme for few steps (docs/method.md). `start` "lr" begins
+    at t1 - 1 from the noised x_lr and ends at t = 0 with that time's residual noise, unless
+    `final_denoise` makes the last target lam = 0, x0 itself. `start` "noise" is the plain
+    diffusion (eta = 0, x_lr unused by the solver) from pure noise at T - 1 to x0 itself: order 1
+    is spaced ancestral DDPM ("sde") or DDIM ("ode").
     Bad options raise a one-line ValueError.
     """
     if start not in START_NAMES:

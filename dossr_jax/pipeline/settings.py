@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dossr_jax.config import SamplerConfig
+from dossr_jax.config import SCHEMES, SamplerConfig
 from dossr_jax.diffusion.schedule import Grid
 from dossr_jax.diffusion.solver import Kind, Order, Start
 from dossr_jax.errors import UserError
 from dossr_jax.image import ColorFix
 
+Scheme = Literal["published", "span"]  # the names in SCHEMES
 MAX_STEPS = 50
 _MAX_SEED = 2**32 - 1
 _MAX_SCALE = 2**16
@@ -30,11 +31,15 @@ class Settings:
     Attributes:
       scale: factor of enlargement, > 0; restored at 4 and resampled to round(scale x size).
       steps: network evaluations, 1 to 50. order: of the solver, 1 to 3.
-      solver: "sde" (published) or "ode" (probability flow, deterministic after the start).
+      scheme: a sampler by name: order, solver, grid and final_denoise of "published", or of
+        "span", which is closer to the model's own distribution in few steps (docs/method.md).
+        Those of the four that are given too go before it.
+      solver: "sde" (published), "ode" (probability flow, deterministic after the start) or "span"
+        (the same flow, predictions fitted in another coordinate).
       start: "lr" (published) or "noise", plain diffusion: with it order-1 "sde" is spaced DDPM
         and order-1 "ode" is DDIM.
-      grid: times "uniform" in t (published), uniform in "log_lambda", or "jump", which spends
-        them where they matter most (docs/method.md).
+      grid: times "uniform" in t (published), uniform in "log_lambda", or "jump" and "span", which
+        spend few at high noise (docs/method.md).
       final_denoise: end at the last prediction of x0, not (as published) at t = 0 with its noise.
       seed: one seed from 0 to 2^32 - 1, or one an image.
       prompt, negative_prompt: of the wanted picture, and what to steer away from.
@@ -51,6 +56,7 @@ class Settings:
 
     scale: float = 4.0
     steps: int | None = None
+    scheme: Scheme | None = None
     order: Order | None = None
     solver: Kind | None = None
     start: Start = "lr"
@@ -83,8 +89,8 @@ class Settings:
                 raise UserError(f"{field.name} {value!r} is not {wanted}")
 
     def completed(self, sampler: SamplerConfig) -> Settings:
-        """These settings with what they leave open as `sampler` has it."""
-        stored = dataclasses.asdict(sampler)
+        """These settings with what they leave open as the scheme, else `sampler`, has it."""
+        stored = dataclasses.asdict(sampler) | SCHEMES.get(self.scheme, {})
         missing = {name: v for name, v in stored.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
