@@ -71,6 +71,7 @@ ALLOWED = {
         "restore",
         "weights",
     },
+    "evaluate": {"data", "errors", "metrics"},
     "cli": {"diffusion", "errors", "image_io", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
