@@ -13,6 +13,7 @@ import numpy as np
 
 from dossr_jax import metrics
 from dossr_jax.errors import UserError
+from dossr_jax.evaluate.niqe import BLOCK, niqe
 from dossr_jax.evaluate.tiles import mean_ssim
 
 Direction = Literal["higher", "lower"]
@@ -71,6 +72,11 @@ def _ssim_y(image: np.ndarray, reference: np.ndarray) -> float:
     return mean_ssim(luma(image)[..., None], luma(reference)[..., None], data_range=255.0)
 
 
+def _niqe(image: np.ndarray, reference: np.ndarray | None) -> float:
+    del reference
+    return niqe(luma(image))
+
+
 _Y = "Y = 65.481 R + 128.553 G + 24.966 B + 16 on [0, 1], float, not rounded"
 _SSIM = "Gaussian window 11x11, deviation 1.5, where it fits; K1 0.01, K2 0.03; range 255"
 
@@ -82,6 +88,13 @@ METRICS: dict[str, Metric] = {
     "ssim_y": Metric(f"{_SSIM}; Y as PSNR", "higher", True, _ssim_y, True, metrics.WINDOW),
     "ssim_rgb": Metric(
         f"{_SSIM}; mean over the three channels", "higher", True, _ssim_rgb, True, metrics.WINDOW
+    ),
+    "niqe": Metric(
+        "LIVE's parameters, blocks of 96x96; Y as PSNR, rounded; half size by MATLAB's bicubic",
+        "lower",
+        False,
+        _niqe,
+        least=2 * BLOCK,
     ),
 }
 
