@@ -90,6 +90,6 @@ def test_pixels_outside_whole_blocks_do_not_count():
 
 def test_images_that_have_no_niqe():
     with pytest.raises(UserError, match="flat"):
-        niqe(np.full((200, 300), 100.0))
+        score(np.full((200, 300, 3), 100, np.uint8), None, ["niqe"])
     with pytest.raises(UserError, match="192"):
         score(np.zeros((191, 300, 3), np.uint8), None, ["niqe"])

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dossr_jax.errors import UserError
 from dossr_jax.evaluate import bicubic
 from dossr_jax.evaluate.tiles import on_host
 
@@ -38,10 +37,8 @@ _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 def niqe(luma: np.ndarray) -> float:
     """NIQE of a luminance image, float (h, w) from 16 to 235, with two blocks of 96x96 or more.
 
-    In float64. Lower is better; photos as they come from a camera have 2 to 5.
-
-    Raises:
-      UserError: all blocks but one are flat.
+    In float64. Lower is better; photos as they come from a camera have 2 to 5;
+    nan where all blocks but one are flat.
     """
     height, width = (side - side % BLOCK for side in luma.shape)
     image = np.round(luma[:height, :width]).astype(np.float64)
@@ -53,7 +50,7 @@ def niqe(luma: np.ndarray) -> float:
     # A flat block has no fit: it leaves gaps.
     whole = features[~np.isnan(features).any(axis=1)]
     if len(whole) < 2:
-        raise UserError("NIQE of a flat image is not defined; leave the image or niqe out")
+        return math.nan
     difference = natural_mean - np.nanmean(features, axis=0)
     covariance = (natural_covariance + np.cov(whole, rowvar=False)) / 2
     return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))

@@ -6,6 +6,7 @@ Images are uint8 (h, w, 3), RGB; a grey image is three equal channels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -13,8 +14,14 @@ import numpy as np
 
 from dossr_jax import metrics
 from dossr_jax.errors import UserError
+from dossr_jax.evaluate import learned, libraries
 from dossr_jax.evaluate.niqe import BLOCK, niqe
 from dossr_jax.evaluate.tiles import mean_ssim
+
+
+class Undefined(UserError):
+    """A metric has no value for an image, for what the image is: too small, or flat."""
+
 
 Direction = Literal["higher", "lower"]
 # Pixels at every edge that PSNR and SSIM leave out: the scale, as in the literature of x4.
@@ -32,6 +39,7 @@ class Metric:
       measure: (image, reference or None) -> value, images uint8 (h, w, 3).
       cropped: whether the border is cut off first.
       least: smallest side, after cropping.
+      check: raises UserError where a library or weights are missing that the metric needs.
     """
 
     convention: str
@@ -40,6 +48,7 @@ class Metric:
     measure: Callable[[np.ndarray, np.ndarray | None], float]
     cropped: bool = False
     least: int = 1
+    check: Callable[[], None] = lambda: None
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -74,13 +83,16 @@ def _ssim_y(image: np.ndarray, reference: np.ndarray) -> float:
 
 def _niqe(image: np.ndarray, reference: np.ndarray | None) -> float:
     del reference
-    return niqe(luma(image))
+    value = niqe(luma(image))
+    if np.isnan(value):
+        raise Undefined("niqe of a flat image is not defined")
+    return value
 
 
 _Y = "Y = 65.481 R + 128.553 G + 24.966 B + 16 on [0, 1], float, not rounded"
 _SSIM = "Gaussian window 11x11, deviation 1.5, where it fits; K1 0.01, K2 0.03; range 255"
 
-METRICS: dict[str, Metric] = {
+OWN: dict[str, Metric] = {
     "psnr_y": Metric(f"dB, range 255; {_Y}", "higher", True, _psnr_y, True),
     "psnr_rgb": Metric(
         "dB, range 255; one mean over the three channels", "higher", True, _psnr_rgb, True
@@ -97,13 +109,45 @@ METRICS: dict[str, Metric] = {
         least=2 * BLOCK,
     ),
 }
+METRICS: dict[str, Metric] = (
+    OWN
+    | {
+        "ssimulacra2": Metric(
+            "SSIMULACRA 2 by the library ssimulacra2, in NumPy; up to 100",
+            "higher",
+            True,
+            libraries.ssimulacra2,
+            least=8,
+            check=libraries.check_ssimulacra2,
+        ),
+        "flip": Metric(
+            "mean LDR-FLIP by NVIDIA's flip-evaluator, 67 pixels a degree; 0 to 1",
+            "lower",
+            True,
+            libraries.flip,
+            check=libraries.check_flip,
+        ),
+    }
+    | {
+        name: Metric(
+            f"{model.title}, weights {model.files[0].name}, by pyiqa",
+            model.better,
+            model.needs_reference,
+            functools.partial(learned.measure, name),
+            least=model.least,
+            check=functools.partial(learned.check, name),
+        )
+        for name, model in learned.MODELS.items()
+    }
+)
 
 
 def check_metrics(names: Iterable[str]) -> None:
-    """Raise UserError where a name is no metric."""
+    """Raise UserError where a name is no metric, or a metric lacks a library or weights."""
     for name in names:
         if name not in METRICS:
             raise UserError(f"no metric {name!r}; choose from {', '.join(METRICS)}")
+        METRICS[name].check()
 
 
 def convention(name: str, *, border: int = BORDER) -> str:
@@ -129,8 +173,9 @@ def score(
       border: pixels at every edge that PSNR and SSIM leave out.
 
     Raises:
-      UserError: an unknown metric, a metric without its reference, images of different sizes,
-        or too small a one; or what a metric itself needs and lacks.
+      Undefined: the image is too small for a metric, or flat.
+      UserError: an unknown metric, a metric without its reference, images of different sizes, or
+        what a metric needs and lacks.
     """
     names = list(names)
     check_metrics(names)
@@ -146,7 +191,7 @@ def score(
             raise UserError(f"{name} needs a reference; give the ground truth, or leave it out")
         edge = border if metric.cropped else 0
         if min(image.shape[:2]) - 2 * edge < metric.least:
-            raise UserError(
+            raise Undefined(
                 f"{_sides(image)} pixels are too few for {name}: {metric.least} a side are needed"
                 + (f" inside a border of {edge}" if edge else "")
             )
