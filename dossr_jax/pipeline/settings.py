@@ -48,6 +48,7 @@ class Settings:
       fidelity: 0 free, 1 keeps to the pre-restored image.
       color_fix: "wavelet", "adain" or "none".
       batch_size: images, or tiles of larger images, that run together.
+      diffuse: False ends with the pre-restored image, for comparisons.
       truncate: 8-bit output by truncation, as the PyTorch release does, for comparisons.
 
     Raises:
@@ -70,6 +71,7 @@ class Settings:
     fidelity: float | None = None
     color_fix: ColorFix = "wavelet"
     batch_size: int = 1
+    diffuse: bool = True
     truncate: bool = False
 
     def __post_init__(self) -> None:

@@ -163,6 +163,14 @@ class Upscaler:
             model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters, by network: "unet", "control", "vae", "rrdb", ..."""
+        counts: dict[str, int] = {}
+        for path, value in nnx.to_flat_state(self._state):
+            counts[path[0]] = counts.get(path[0], 0) + value.size
+        return counts
+
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
     ) -> np.ndarray | list[np.ndarray]:
@@ -266,6 +274,7 @@ class Upscaler:
             color_fix=settings.color_fix,
             guided=settings.cfg_scale != 1.0,
             truncate=settings.truncate,
+            diffuse=settings.diffuse,
             shard=self._split if canvas.tiled and self._devices > 1 else None,
         )
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.

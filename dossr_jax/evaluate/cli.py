@@ -1,0 +1,256 @@
+"""Command line of the evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from dossr_jax import image_io, options
+from dossr_jax.data.degradation import PRESETS
+from dossr_jax.errors import UserError
+from dossr_jax.evaluate import candidates, report
+from dossr_jax.evaluate.lowres import preset_scale
+from dossr_jax.evaluate.run import Run
+from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
+from dossr_jax.evaluate.sets import Folder, ImageSet
+
+BAD_INPUT = 2
+_EXAMPLES = """\
+examples:
+  python -m dossr_jax.evaluate restored/ --hr HR/
+  python -m dossr_jax.evaluate --lr LR/ --hr HR/ --model dossr-mini --baselines bicubic pre-restored
+  python -m dossr_jax.evaluate --hr HR/ --preset realesrgan --model m.safetensors
+
+exit status: 0 all measured, 2 something could not be read, paired, restored or compared (the rest
+is measured all the same). docs/evaluation.md says what every number means.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; its help is the reference of the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dossr_jax.evaluate",
+        description="Measure restored images, or a model and its baselines on the same images.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "restored", nargs="*", type=Path, help="folders of restored images, a row each"
+    )
+    parser.add_argument("--hr", type=Path, help="folder of the ground truth")
+    parser.add_argument("--lr", type=Path, help="folder of the LR images that a model restores")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"make the LR images from the ground truth: {', '.join(PRESETS)}",
+    )
+    parser.add_argument(
+        "--degradation-seed", type=int, default=0, help="its random seed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"on the same images: {', '.join(candidates.BASELINES)}, rrdb:FILE, rrdb:realesrgan",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(METRICS)} (default: {' '.join(OWN)})",
+    )
+    parser.add_argument(
+        "--border",
+        type=int,
+        default=BORDER,
+        help="pixels at every edge that PSNR and SSIM leave out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", "-o", type=Path, help="folder for evaluation.json and evaluation.csv"
+    )
+    parser.add_argument(
+        "--save-images", action="store_true", help="keep the restored images there, too"
+    )
+    parser.add_argument("--summary", action="store_true", help="print the means only")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed runs of the first image for the latency, 0 for none (default: %(default)s)",
+    )
+    options.add_model_options(parser, default=None)
+    options.add_picture_options(parser)
+    options.add_speed_options(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+      0, or 2 if anything could not be read, paired, restored or compared.
+    """
+    args = make_parser().parse_args(arguments)
+    try:
+        return _evaluate(args, list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for options that do not go together."""
+    restores = args.model is not None or bool(args.baselines)
+    needs_model = [name for name in args.baselines if name != "bicubic"]
+    candidates.check_baselines(args.baselines)
+    if args.border < 0 or args.repeats < 0:
+        raise UserError("--border and --repeats are 0 or more")
+    if not args.restored and not restores:
+        raise UserError(
+            "nothing to evaluate; name folders of restored images, --model, --baselines"
+        )
+    if needs_model and args.model is None:
+        raise UserError(f"baseline {needs_model[0]} runs in a model; give --model")
+    if args.preset is not None and (args.hr is None or args.lr is not None):
+        raise UserError("--preset makes LR images from --hr; give --hr, and no --lr")
+    if restores and args.lr is None and args.preset is None:
+        raise UserError("no LR images to restore; give --lr, or --hr and --preset")
+    if args.preset is not None and preset_scale(args.preset) != args.scale:
+        scale = preset_scale(args.preset)
+        raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
+    if args.save_images and args.output is None:
+        raise UserError("--save-images keeps them in --output; give it")
+
+
+def _metrics(args: argparse.Namespace) -> list[str]:
+    """Names of the metrics, each once, all of them ready to run."""
+    if args.metrics is None:
+        return [name for name, m in OWN.items() if args.hr is not None or not m.needs_reference]
+    names = list(dict.fromkeys(args.metrics))
+    check_metrics(names)
+    for name in names:
+        if METRICS[name].needs_reference and args.hr is None:
+            raise UserError(f"{name} needs the ground truth; give --hr, or leave it out")
+    return names
+
+
+def _candidates(args: argparse.Namespace) -> list[candidates.Candidate]:
+    settings = options.settings_of(args)
+    upscaler = functools.cache(lambda: options.load(args))
+    found = [
+        candidates.make_baseline(
+            name, settings, upscaler, lambda source: options.load(args, preprocessor=source)
+        )
+        for name in dict.fromkeys(args.baselines)
+    ]
+    if args.model is not None:
+        name = Path(args.model).stem
+        found.append(candidates.make_model(upscaler(), settings, name))
+    return found
+
+
+def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
+    _check(args)
+    metrics = _metrics(args)
+    if args.output is not None:
+        image_io.check_folder(args.output)
+    images = ImageSet(args.lr, args.hr, preset=args.preset, seed=args.degradation_seed)
+    folders = [Folder.open(path, images) for path in args.restored]
+    found = _candidates(args)
+    problems = images.problems + [p for folder in folders for p in folder.problems]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+    total = sum(len(f.names) for f in folders) + len(found) * len(images.names)
+    results = []
+    with tqdm(total=total, unit="image", dynamic_ncols=True) as bar:
+
+        def advance(problem: str | None) -> None:
+            if problem is not None:
+                bar.write(f"error: {problem}", file=sys.stderr)
+            bar.update()
+
+        run = Run(
+            images,
+            metrics,
+            border=args.border,
+            advance=advance,
+            repeats=args.repeats,
+            save=args.output if args.save_images else None,
+        )
+        for work, item in [(run.folder, f) for f in folders] + [(run.candidate, c) for c in found]:
+            results.append(work(item))
+            if not args.summary:
+                bar.write(report.image_table(results[-1], metrics) + "\n")
+
+    notes = _notes(run)
+    conventions = {name: convention(name, border=args.border) for name in metrics}
+    if not any(result.scores for result in results):
+        raise UserError("nothing could be measured; see the errors above")
+    print(report.mean_table(results, metrics) + "\n")
+    for name, text in conventions.items():
+        print(f"{name}: {text}")
+    for text in (*_about_costs(results), *notes):
+        print(text)
+    if args.output is not None:
+        about: dict[str, Any] = {
+            "command": arguments,
+            "versions": _versions(),
+            "device": str(jax.local_devices()[0].device_kind),
+            "degradation": {"preset": args.preset, "seed": args.degradation_seed},
+            "failures": problems + run.failures,
+            "notes": notes,
+        }
+        content = report.as_json(results, conventions, about)
+        report.write(args.output / "evaluation.json", content)
+        report.write(args.output / "evaluation.csv", report.as_csv(results, metrics))
+        print(f"written: {args.output / 'evaluation.json'}, {args.output / 'evaluation.csv'}")
+    if problems or run.failures:
+        count = len(problems) + len(run.failures)
+        print(f"{count} could not be paired or measured; see the errors above")
+        return BAD_INPUT
+    return 0
+
+
+def _notes(run: Run) -> list[str]:
+    notes = [
+        f"{metric}: not defined for {len(names)} images too small or flat "
+        f"({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
+        for metric, names in run.gaps.items()
+    ]
+    if run.mixed:
+        listed = ", ".join(sorted(run.mixed))
+        notes.append(f"grey against colour, measured as three channels: {listed}")
+    return notes
+
+
+def _about_costs(results: Sequence[report.Result]) -> list[str]:
+    costs = [result.cost for result in results if result.cost is not None]
+    if not costs:
+        return []
+    device = jax.local_devices()[0]
+    where = "of the process" if device.platform == "cpu" else "of the device so far"
+    return [
+        "parameters: of the networks that run; evaluations: of the denoising network, for an image "
+        "or each of its tiles",
+        f"latency: median, compiled, of an image of {costs[0].timed} alone, on "
+        f"{device.device_kind}; memory: peak {where}, scoring and compiling included",
+    ]
+
+
+def _versions() -> dict[str, str]:
+    names = ("dossr-jax", "jax", "flax", "numpy", "pillow")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}

@@ -1,0 +1,49 @@
+"""Metrics of other libraries that need no weights: the extra dossr-jax[perceptual]."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+
+import numpy as np
+from PIL import Image
+
+from dossr_jax.errors import UserError
+
+
+def _check(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{module} is not installed; pip install 'dossr-jax[perceptual]'")
+
+
+def check_ssimulacra2() -> None:
+    """Raise UserError where the library is not installed."""
+    _check("ssimulacra2")
+
+
+def check_flip() -> None:
+    """Raise UserError where the library is not installed."""
+    _check("flip_evaluator")
+
+
+def ssimulacra2(image: np.ndarray, reference: np.ndarray) -> float:
+    """SSIMULACRA 2 of images uint8 (h, w, 3)."""
+    from ssimulacra2 import compute_ssimulacra2
+
+    return float(compute_ssimulacra2(_file(reference), _file(image)))
+
+
+def flip(image: np.ndarray, reference: np.ndarray) -> float:
+    """Mean FLIP error of images uint8 (h, w, 3), 0 to 1."""
+    import flip_evaluator
+
+    pair = (a.astype(np.float32) / 255 for a in (reference, image))
+    _, mean, _ = flip_evaluator.evaluate(*pair, "LDR", applyMagma=False, computeMeanError=True)
+    return float(mean)
+
+
+def _file(image: np.ndarray) -> io.BytesIO:
+    """An image as a file in memory: the library reads nothing else."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "BMP")
+    return file

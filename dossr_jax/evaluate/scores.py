@@ -1,0 +1,210 @@
+"""Metrics by name: what each one means, and its value for an image.
+
+Images are uint8 (h, w, 3), RGB; a grey image is three equal channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+
+from dossr_jax import metrics
+from dossr_jax.errors import UserError
+from dossr_jax.evaluate import learned, libraries
+from dossr_jax.evaluate.niqe import BLOCK, niqe
+from dossr_jax.evaluate.tiles import mean_ssim
+
+
+class Undefined(UserError):
+    """A metric has no value for an image, for what the image is: too small, or flat."""
+
+
+Direction = Literal["higher", "lower"]
+# Pixels at every edge that PSNR and SSIM leave out: the scale, as in the literature of x4.
+BORDER = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number for an image, and what has to be said with it.
+
+    Attributes:
+      convention: channel, range, window, source: one line.
+      better: which values are better.
+      needs_reference: whether it compares with the ground truth.
+      measure: (image, reference or None) -> value, images uint8 (h, w, 3).
+      cropped: whether the border is cut off first.
+      least: smallest side, after cropping.
+      check: raises UserError where a library or weights are missing that the metric needs.
+    """
+
+    convention: str
+    better: Direction
+    needs_reference: bool
+    measure: Callable[[np.ndarray, np.ndarray | None], float]
+    cropped: bool = False
+    least: int = 1
+    check: Callable[[], None] = lambda: None
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """Y of an RGB image uint8 (h, w, 3), float64 (h, w) from 16 to 235, not rounded.
+
+    65.481 R + 128.553 G + 24.966 B + 16 with R, G, B in [0, 1] (BT.601, MATLAB's rgb2ycbcr).
+    """
+    return image / 255 @ np.array(metrics.LUMA) + metrics.LUMA_OFFSET
+
+
+def _psnr(error: np.ndarray) -> float:
+    """PSNR in dB of errors of range 255; inf where there are none."""
+    mean = float(np.mean(np.square(error)))
+    return 10 * float(np.log10(255**2 / mean)) if mean else float("inf")
+
+
+def _psnr_rgb(image: np.ndarray, reference: np.ndarray) -> float:
+    return _psnr(image.astype(np.float64) - reference)
+
+
+def _psnr_y(image: np.ndarray, reference: np.ndarray) -> float:
+    return _psnr(luma(image) - luma(reference))
+
+
+def _ssim_rgb(image: np.ndarray, reference: np.ndarray) -> float:
+    return mean_ssim(image, reference, data_range=255.0)
+
+
+def _ssim_y(image: np.ndarray, reference: np.ndarray) -> float:
+    return mean_ssim(luma(image)[..., None], luma(reference)[..., None], data_range=255.0)
+
+
+def _niqe(image: np.ndarray, reference: np.ndarray | None) -> float:
+    del reference
+    value = niqe(luma(image))
+    if np.isnan(value):
+        raise Undefined("niqe of a flat image is not defined")
+    return value
+
+
+_Y = "Y = 65.481 R + 128.553 G + 24.966 B + 16 on [0, 1], float, not rounded"
+_SSIM = "Gaussian window 11x11, deviation 1.5, where it fits; K1 0.01, K2 0.03; range 255"
+
+OWN: dict[str, Metric] = {
+    "psnr_y": Metric(f"dB, range 255; {_Y}", "higher", True, _psnr_y, True),
+    "psnr_rgb": Metric(
+        "dB, range 255; one mean over the three channels", "higher", True, _psnr_rgb, True
+    ),
+    "ssim_y": Metric(f"{_SSIM}; Y as PSNR", "higher", True, _ssim_y, True, metrics.WINDOW),
+    "ssim_rgb": Metric(
+        f"{_SSIM}; mean over the three channels", "higher", True, _ssim_rgb, True, metrics.WINDOW
+    ),
+    "niqe": Metric(
+        "LIVE's parameters, blocks of 96x96; Y as PSNR, rounded; half size by MATLAB's bicubic",
+        "lower",
+        False,
+        _niqe,
+        least=2 * BLOCK,
+    ),
+}
+METRICS: dict[str, Metric] = (
+    OWN
+    | {
+        "ssimulacra2": Metric(
+            "SSIMULACRA 2 by the library ssimulacra2, in NumPy; up to 100",
+            "higher",
+            True,
+            libraries.ssimulacra2,
+            least=8,
+            check=libraries.check_ssimulacra2,
+        ),
+        "flip": Metric(
+            "mean LDR-FLIP by NVIDIA's flip-evaluator, 67 pixels a degree; 0 to 1",
+            "lower",
+            True,
+            libraries.flip,
+            check=libraries.check_flip,
+        ),
+    }
+    | {
+        name: Metric(
+            f"{model.title}, weights {model.files[0].name}, by pyiqa",
+            model.better,
+            model.needs_reference,
+            functools.partial(learned.measure, name),
+            least=model.least,
+            check=functools.partial(learned.check, name),
+        )
+        for name, model in learned.MODELS.items()
+    }
+)
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """Raise UserError where a name is no metric, or a metric lacks a library or weights."""
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"no metric {name!r}; choose from {', '.join(METRICS)}")
+        METRICS[name].check()
+
+
+def convention(name: str, *, border: int = BORDER) -> str:
+    """What a metric is, in one line, with its border and direction."""
+    metric = METRICS[name]
+    edge = f"{border} px border left out" if metric.cropped else "whole image"
+    return f"{metric.convention}; {edge}; {metric.better} is better"
+
+
+def score(
+    image: np.ndarray,
+    reference: np.ndarray | None,
+    names: Iterable[str],
+    *,
+    border: int = BORDER,
+) -> dict[str, float]:
+    """Values of metrics by name.
+
+    Args:
+      image: uint8 (h, w, 3).
+      reference: the ground truth, of the same shape and dtype; may be None where no metric
+        needs it.
+      border: pixels at every edge that PSNR and SSIM leave out.
+
+    Raises:
+      Undefined: the image is too small for a metric, or flat.
+      UserError: an unknown metric, a metric without its reference, images of different sizes, or
+        what a metric needs and lacks.
+    """
+    names = list(names)
+    check_metrics(names)
+    if reference is not None and image.shape != reference.shape:
+        raise UserError(
+            f"{_sides(image)} pixels against {_sides(reference)} of the reference; "
+            "compare images of one size"
+        )
+    values = {}
+    for name in names:
+        metric = METRICS[name]
+        if metric.needs_reference and reference is None:
+            raise UserError(f"{name} needs a reference; give the ground truth, or leave it out")
+        edge = border if metric.cropped else 0
+        if min(image.shape[:2]) - 2 * edge < metric.least:
+            raise Undefined(
+                f"{_sides(image)} pixels are too few for {name}: {metric.least} a side are needed"
+                + (f" inside a border of {edge}" if edge else "")
+            )
+        values[name] = metric.measure(
+            *(a if a is None else _inside(a, edge) for a in (image, reference))
+        )
+    return values
+
+
+def _inside(image: np.ndarray, border: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    return image[border : height - border, border : width - border]
+
+
+def _sides(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
