@@ -163,6 +163,11 @@ class Upscaler:
             model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
+    @property
+    def model(self) -> DoSSR:
+        """The networks, on the devices; a new module of the same arrays at every call."""
+        return nnx.merge(self._graphdef, self._state)
+
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
     ) -> np.ndarray | list[np.ndarray]:
