@@ -100,3 +100,9 @@ def test_a_pair_that_does_not_fit_is_refused(report, model, tmp_path, capsys):
     save(tmp_path / "LR" / "a.png", picture(64, 64))
     assert report.main(["--model", str(model), "--data", str(tmp_path)]) == 2
     assert "a.png: not a quarter of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--images", "0"), ("--crop", "8")])
+def test_nothing_to_measure_is_refused(report, model, data, capsys, option):
+    assert report.main(["--model", str(model), "--data", str(data), *option]) == 2
+    assert "cannot be measured" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from dossr_jax.evaluate import crop_to_multiple, make_lr
 from dossr_jax.image_io import find_images, read_image
 from dossr_jax.restore import UPSCALE
 
+_LEAST = 32  # pixels: SSIM's window and its border have to fit, and a crop has to show something
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -41,6 +43,11 @@ def load_pairs(folder: Path, *, count: int, side: int, preset: str, seed: int) -
     Raises:
       UserError: no folder, no images in it, no partner, or a partner of another size.
     """
+    if count < 1 or side < _LEAST:
+        raise UserError(
+            f"{count} images of {side} px cannot be measured; give --images 1 or more, "
+            f"--crop {_LEAST} or more"
+        )
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give --data a folder of HR images")
     paired = (folder / "HR").is_dir() and (folder / "LR").is_dir()
