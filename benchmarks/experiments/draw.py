@@ -29,6 +29,7 @@ SHORT = {"psnr_y": ("", 2, " dB"), "ssim_y": ("SSIM ", 3, ""), "niqe": ("NIQE ",
 SHORT["ssimulacra2"] = ("S2 ", 0, "")
 _DETAIL = 128  # pixels a side of the crops on a sheet
 _COLUMNS = 6
+_SECONDS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
 
 def short(scores: dict[str, float], names: Sequence[str]) -> str:
@@ -62,9 +63,11 @@ def curves(
             panel.axhline(m.mean(name), ls="--", lw=1, color=color, label=m.variant.label)
         arrow = "higher" if METRICS[name].better == "higher" else "lower"
         panel.set(title=f"{TITLES[name]} ({arrow} is better)", xlabel=axis, xscale="log")
-        if not timed:
-            ticks = sorted({m.variant.x for m in measured})
-            panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ticks = sorted({m.variant.x for m in measured})
+        if timed:
+            low, high = panel.get_xlim()
+            ticks = [t for t in _SECONDS if low <= t <= high]
+        panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
         panel.minorticks_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
