@@ -94,8 +94,8 @@ def sheet(path: Path, bench: Bench, shown: Sequence[Measured], *, spread: bool =
         deviation = stack.std(axis=0).mean(axis=-1)
         title = f"8-bit levels, 0 to {deviation.max():.0f}\nmean {deviation.mean():.1f}"
         pictures.append(("deviation", deviation, title))
-    columns = min(len(pictures), _COLUMNS)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(pictures) // _COLUMNS)
+    columns = -(-len(pictures) // rows)
     figure = Figure(figsize=(1.55 * columns, 2.15 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel in panels:
