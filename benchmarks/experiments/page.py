@@ -48,6 +48,12 @@ def build(results: dict[str, Path], folder: str) -> str:
         *(f"| {TITLES[name]} | {convention(name)} |" for name in first["metrics"]),
         "",
     ]
+    if "niqe" in first["metrics"]:
+        lines += [
+            "NIQE knows no reference: its best row can be far from the truth, so read it beside "
+            "PSNR-Y.",
+            "",
+        ]
     lines += [
         f"{TITLES[name]} is left out: {reason}." for name, reason in first["left_out"].items()
     ]
