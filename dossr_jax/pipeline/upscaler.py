@@ -171,6 +171,11 @@ class Upscaler:
             counts[path[0]] = counts.get(path[0], 0) + value.size
         return counts
 
+    @property
+    def model(self) -> DoSSR:
+        """The networks, on the devices; a new module of the same arrays at every call."""
+        return nnx.merge(self._graphdef, self._state)
+
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
     ) -> np.ndarray | list[np.ndarray]:

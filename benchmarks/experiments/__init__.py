@@ -1,0 +1,1 @@
+"""The paper's experiments, measured and drawn by benchmarks/report.py."""

@@ -1,0 +1,81 @@
+"""The pictures that experiments run on: crops of HR images and their LR partners."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dossr_jax.errors import UserError
+from dossr_jax.evaluate import crop_to_multiple, make_lr
+from dossr_jax.image_io import find_images, read_image
+from dossr_jax.restore import UPSCALE
+
+_LEAST = 32  # pixels: SSIM's window and its border have to fit, and a crop has to show something
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A crop `hr`, uint8 (4h, 4w, 3), and how its LR partner comes to be."""
+
+    name: str
+    hr: np.ndarray
+    make: Callable[[], np.ndarray]
+
+    @functools.cached_property
+    def lr(self) -> np.ndarray:
+        """The LR partner, uint8 (h, w, 3); made when first asked for, which compiles."""
+        return self.make()
+
+
+def load_pairs(folder: Path, *, count: int, side: int, preset: str, seed: int) -> list[Pair]:
+    """Centre crops of `count` images spread evenly over a folder.
+
+    A folder with the sub-folders HR and LR holds pairs of equal stems; of any other the LR
+    partners are made by `preset` and `seed`, after cropping.
+
+    Args:
+      side: of an HR crop in pixels, rounded down to a multiple of 4; less where an image is less.
+
+    Raises:
+      UserError: no folder, no images in it, no partner, or a partner of another size.
+    """
+    if count < 1 or side < _LEAST:
+        raise UserError(
+            f"{count} images of {side} px cannot be measured; give --images 1 or more, "
+            f"--crop {_LEAST} or more"
+        )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give --data a folder of HR images")
+    paired = (folder / "HR").is_dir() and (folder / "LR").is_dir()
+    images = [image.path for image in find_images([folder / "HR" if paired else folder])]
+    if not images:
+        raise UserError(f"{folder}: no images in it; give --data a folder of HR images")
+    count = min(count, len(images))
+    partners = {p.stem: p for p in sorted((folder / "LR").iterdir())} if paired else {}
+    pairs = []
+    for path in (images[i * len(images) // count] for i in range(count)):
+        hr = crop_to_multiple(read_image(path), UPSCALE)
+        if not paired:
+            hr = _centre(hr, side // UPSCALE, UPSCALE)
+            make = functools.partial(make_lr, hr, preset=preset, seed=seed, name=path.stem)
+        else:
+            if path.stem not in partners:
+                raise UserError(f"{path}: no LR image of this name; add {path.stem} to LR")
+            lr = read_image(partners[path.stem])
+            if tuple(UPSCALE * s for s in lr.shape[:2]) != hr.shape[:2]:
+                raise UserError(f"{partners[path.stem]}: not a quarter of {path}; make it x4")
+            hr, lr = _centre(hr, side // UPSCALE, UPSCALE), _centre(lr, side // UPSCALE, 1)
+            make = functools.partial(np.copy, lr)
+        pairs.append(Pair(path.stem, hr, make))
+    return pairs
+
+
+def _centre(image: np.ndarray, units: int, unit: int) -> np.ndarray:
+    """The middle `units` x `units` blocks of an image in blocks of `unit` pixels."""
+    corners = [max(0, (side // unit - units) // 2) * unit for side in image.shape[:2]]
+    rows, columns = (slice(corner, corner + units * unit) for corner in corners)
+    return image[rows, columns]

@@ -1,0 +1,149 @@
+"""Experiments on the sampler: which variants, and what the figure says. Measured by runner.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dossr_jax.config import SCHEMES
+from experiments.bench import Bench, Variant
+
+# Ends at the last prediction of x0, as the start from noise always does: comparable ends.
+CLEAN = {"final_denoise": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is varied, why, and how it is shown.
+
+    Attributes:
+      text: what is set and what has to be known to read the figure.
+      axis: name of the curves' x axis, None for none; `timed` puts seconds there.
+      shown: labels of the variants whose pictures are shown.
+      extra: draws a figure of its own, (bench, path) -> rows of numbers with it.
+    """
+
+    title: str
+    text: str
+    variants: tuple[Variant, ...] = ()
+    axis: str | None = None
+    timed: bool = False
+    shown: tuple[str, ...] = ()
+    extra: Callable[[Bench, Path], list[dict[str, Any]]] | None = None
+
+
+def _series(name: str, steps: tuple[int, ...], *, eta: str | None = None, **settings: Any):
+    return tuple(Variant(f"{name}, {n}", {**settings, "steps": n}, name, n, eta) for n in steps)
+
+
+def steps() -> Experiment:
+    """Quality against the number of network evaluations."""
+    counts = (1, 2, 3, 5, 10, 20, 50)
+    return Experiment(
+        "Quality against steps",
+        "Published: order 3, SDE, uniform grid, ending at t = 0 with its residual noise. Clean: "
+        "order 1, ending at the last prediction of x0. Span: the scheme for few steps. Fidelity 0 "
+        "in all three. The model's default is whatever its file stores.",
+        (
+            *_series("published", counts),
+            *_series("clean order 1", counts, order=1, **CLEAN),
+            *_series("span", counts, **SCHEMES["span"]),
+            Variant("default", None, "model's default", 5),
+        ),
+        "steps",
+        shown=tuple(f"published, {n}" for n in (1, 5, 20, 50)) + ("span, 5", "default"),
+    )
+
+
+def order() -> Experiment:
+    """Solver orders 1 to 3 at equal steps."""
+    return Experiment(
+        "Solver order",
+        "SDE, uniform grid, published end, fidelity 0; every order has the same number of "
+        "network evaluations.",
+        sum((_series(f"order {n}", (3, 5, 10, 20), order=n) for n in (1, 2, 3)), ()),
+        "steps",
+        shown=tuple(f"order {n}, 5" for n in (1, 2, 3)),
+    )
+
+
+def shift() -> Experiment:
+    """Shifting sequence and start time."""
+    names = ("trunc_13", "trunc_12", "trunc_23")
+    return Experiment(
+        "Shifting sequence and start time",
+        "Sampling starts at T/3, T/2 or 2T/3 and eta follows. The model was trained with one of "
+        "them (named below), so this shows how far a trained model bears another, not which "
+        "sequence would train best. Order 1, SDE, published end, fidelity 0.",
+        sum((_series(name, (5, 10), eta=name, order=1) for name in names), ()),
+        "steps",
+        shown=tuple(f"{name}, 10" for name in names),
+    )
+
+
+def start() -> Experiment:
+    """The shifted start from the LR latent against plain diffusion from noise."""
+    counts = (1, 2, 5, 10, 20)
+    return Experiment(
+        "Start from LR against start from noise",
+        "From noise: plain diffusion (eta = 0) over all T times, the ControlNet's hint still "
+        "there. Order 1, SDE, uniform grid, ending at x0, fidelity 0. The ControlNet was trained "
+        "on the shifted process alone, which favours the start from LR.",
+        tuple(
+            v
+            for where in ("lr", "noise")
+            for v in _series(f"from {where}", counts, start=where, order=1, **CLEAN)
+        ),
+        "steps",
+        shown=tuple(f"from {w}, {n}" for n in (5, 20) for w in ("lr", "noise")),
+    )
+
+
+def solver() -> Experiment:
+    """SDE against probability-flow ODE."""
+    return Experiment(
+        "ODE against SDE",
+        "Uniform grid, ending at x0, fidelity 0; orders 1 and 2.",
+        tuple(
+            v
+            for kind in ("sde", "ode")
+            for n in (1, 2)
+            for v in _series(f"{kind.upper()} order {n}", (3, 5, 10), solver=kind, order=n, **CLEAN)
+        ),
+        "steps",
+        shown=tuple(f"{kind} order {n}, 5" for kind in ("SDE", "ODE") for n in (1, 2)),
+    )
+
+
+def color_fix() -> Experiment:
+    """Colour fixes against the pre-restored image."""
+    names = ("wavelet", "adain", "none")
+    return Experiment(
+        "Colour fix",
+        "The published sampler, 5 steps, fidelity 0; the fix alone changes.",
+        tuple(Variant(name, {"color_fix": name}) for name in names),
+        shown=names,
+    )
+
+
+def latency() -> Experiment:
+    """Seconds an image against quality."""
+    counts = (1, 5, 20)
+    default = Variant("default", None, "model's default", 5, repeats=2)
+    settings = {"published": {}, "clean order 1": {"order": 1, **CLEAN}}
+    return Experiment(
+        "Latency against quality",
+        "Seconds an image of a warm program, the faster of two runs, all stages included; "
+        "fidelity 0 but for the model's default. Other work shared the machine: read ratios, "
+        "not seconds.",
+        tuple(
+            dataclasses.replace(v, repeats=2)
+            for name, options in settings.items()
+            for v in _series(name, counts, **options)
+        )
+        + (default,),
+        "seconds an image",
+        timed=True,
+    )
