@@ -49,7 +49,7 @@ def correlate_separable(image: jax.Array, valid: jax.Array, kernel: jax.Array) -
 
     # XLA stores the columns' sums instead of computing them again for each of a row's: it does
     # so where they are used more than 15 times, and a row has 21 weights.
-    def add(term: jax.Array | int, total: jax.Array) -> jax.Array:
+    def add(term: jax.Array, total: jax.Array) -> jax.Array:
         down = sum(columns[term, i] * x[:, i : i + height] for i in range(side))
         return total + sum(rows[term, i] * down[:, :, i : i + width] for i in range(side))
 
