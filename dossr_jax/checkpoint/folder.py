@@ -81,6 +81,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         self.folder = Path(folder).absolute()
         self._warn = warn
+        self._failed = False
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet())
             with self._writing():
@@ -247,15 +248,18 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.orbax.wait_until_finished()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._quiet:
-            try:
-                with self._writing():
-                    self._manager.orbax.close()
-            except UserError:
-                if kind is None:  # an error on its way says what came first
-                    raise
-            finally:
-                del self._manager.orbax
+        try:
+            with self._writing():
+                self._manager.orbax.close()
+        except UserError:
+            if kind is None:  # an error on its way says what came first
+                raise
+        finally:
+            del self._manager.orbax
+            # After a failure asyncio tells of it once more when its future is deleted, which may
+            # be as late as the end of the process: the silence stays.
+            if not self._failed:
+                self._quiet.close()
 
     def _check_space(self, tree: Any) -> None:
         # A disk that fills up halfway makes TensorStore's threads print their own tracebacks.
@@ -280,6 +284,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             reason = _reason(error)
         # Raised out here, it does not keep alive what TensorStore has left of the failure.
         if reason is not None:
+            self._failed = True
             left = ", ".join(map(str, self.steps()))
             raise UserError(
                 f"{self.folder}: a checkpoint could not be written ({reason}); whole ones: "
@@ -304,8 +309,6 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     yield
-    # Not after a failure: asyncio tells of it when its future is deleted, which may be as late as
-    # the end of the process.
     gc.collect()
     sys.unraisablehook = hook
     for logger, level in zip(loggers, levels, strict=True):
