@@ -1,8 +1,8 @@
 """Experiments by name: each module holds one typed CONFIG; its docstring says what to expect."""
 
 from configs import (
-    mini_decoder,
     mini_dossr,
+    mini_noise,
     mini_prior,
     mini_rrdb,
     mini_vae,
@@ -21,7 +21,7 @@ MODULES = (
     mini_rrdb,
     mini_prior,
     mini_dossr,
-    mini_decoder,
+    mini_noise,
     sd21_dossr,
     sd21_onestep,
     sd21_dossr_8gpu,

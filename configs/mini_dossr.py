@@ -1,4 +1,4 @@
-"""DoSSR's ControlNet of dossr-mini, on the frozen prior; last of the four stages.
+"""DoSSR's ControlNet of dossr-mini with the prior's decoder; last of the four stages.
 
     python train.py --config mini_dossr --data DATA --output RUN --init PRIOR_MODEL
 
@@ -16,5 +16,6 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.999),
     times="visited",
     prompts="both",
+    learn_decoder=True,
     steps=12_000,
 )

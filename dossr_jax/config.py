@@ -177,6 +177,7 @@ class SamplerConfig:
     order: int = 3
     solver: Literal["sde", "ode", "span"] = "sde"
     grid: Literal["uniform", "log_lambda", "jump", "span"] = "uniform"
+    start: Literal["lr", "noise"] = "lr"
     final_denoise: bool = False
     fidelity: float = 0.0
 
@@ -336,6 +337,8 @@ class ParallelConfig:
 class TrainConfig:
     """One training run of one stage.
 
+    `start`: of the sampler that the DoSSR stage trains for: "lr", the shifted process as published,
+    or "noise", a ControlNet trained the usual way, on plain diffusion, for comparisons.
     `times`: which t the DoSSR stage draws from, "all" T as published, the first t1 that a sampler
     of several steps visits ("visited"), or t1 - 1 alone, where a one-step model starts ("start").
     `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
@@ -351,6 +354,7 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     steps: int = 50_000
     kl_weight: float = 3e-4
+    start: Literal["lr", "noise"] = "lr"
     times: Literal["all", "visited", "start"] = "all"
     prompts: Literal["empty", "both"] = "empty"
     learn_decoder: bool = False
@@ -363,7 +367,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.stage in ("rrdb", "vae", "prior", "dossr"), f"no stage {self.stage!r}")
+        _require(self.start in ("lr", "noise"), f"no start {self.start!r}")
         _require(self.times in ("all", "visited", "start"), f"no times {self.times!r}")
+        _require(
+            self.start == "lr" or (self.stage == "dossr" and self.times == "all"),
+            'start "noise" is for stage "dossr" with times "all"',
+        )
         _require(self.prompts in ("empty", "both"), f"no prompts {self.prompts!r}")
         multiple = self.optimizer.accumulate
         _require(

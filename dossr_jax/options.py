@@ -37,7 +37,7 @@ _PICTURE = (
         "start",
         str,
         "start from the LR image as published, or from pure noise: then order-1 sde is DDPM and "
-        "order-1 ode DDIM (default: %(default)s)",
+        "order-1 ode DDIM; a model is trained for one of them (*)",
     ),
     (
         "grid",

@@ -130,6 +130,30 @@ def test_dossr_loss_is_the_definition():
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():
+    """Mean of (eps - e)^2 at alpha x0 + sigma eps; the model then samples from noise by itself."""
+    config = make_config("dossr", start="noise")
+    mesh, run = begin("dossr", start="noise")
+    assert run.config.model.sampler.start == "noise"
+    model = training.trained_model(run, run.state)
+    batch, key = make_batch(), jax.random.key(3)
+    inputs = stages.make_inputs(config, mesh, key)(batch)
+    count = len(batch["hr"])
+    t = jnp.arange(count, dtype=jnp.int32) * 900 // count + 50
+    got, _ = stages.dossr_loss(model, inputs, t, config)
+
+    x0 = stages._latents(model, inputs)
+    _, hint = model.encode(stages.pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
+    eps = stages._normal(inputs.keys, stages._NOISE, x0.shape[1:])
+    schedule = make_schedule(config.model.process)
+    alpha, sigma = (
+        np.float32(a)[np.asarray(t)][:, None, None, None] for a in (schedule.alpha, schedule.sigma)
+    )
+    context = jnp.broadcast_to(model.negative_context[...], (count, *model.context.shape))
+    out = model.predict_noise(alpha * x0 + sigma * eps, t, context, model.latents(hint))
+    np.testing.assert_allclose(got, np.mean((out - eps) ** 2, axis=(1, 2, 3)), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("stage", "times", "low", "high"),
     [

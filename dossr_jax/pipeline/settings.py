@@ -37,7 +37,7 @@ class Settings:
       solver: "sde" (published), "ode" (probability flow, deterministic after the start) or "span"
         (the same flow, predictions fitted in another coordinate).
       start: "lr" (published) or "noise", plain diffusion: with it order-1 "sde" is spaced DDPM
-        and order-1 "ode" is DDIM.
+        and order-1 "ode" is DDIM. A model is trained for one of them.
       grid: times "uniform" in t (published), uniform in "log_lambda", or "jump" and "span", which
         spend few at high noise (docs/method.md).
       final_denoise: end at the last prediction of x0, not (as published) at t = 0 with its noise.
@@ -60,7 +60,7 @@ class Settings:
     scheme: Scheme | None = None
     order: Order | None = None
     solver: Kind | None = None
-    start: Start = "lr"
+    start: Start | None = None
     grid: Grid | None = None
     final_denoise: bool | None = None
     seed: int | Sequence[int] = 0

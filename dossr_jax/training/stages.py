@@ -173,11 +173,16 @@ def _latents(model: DoSSR, inputs: Inputs) -> Array:
     return model.latents(moments, _normal(inputs.keys, _POSTERIOR, (*moments.shape[1:3], z)))
 
 
-def prior_latent_loss(model: DoSSR, x0: Array, context: Array, t: Array, eps: Array) -> Array:
-    """Plain diffusion (DDPM, arXiv 2006.11239): mean squared error (b,) of the predicted noise."""
+def diffusion_latent_loss(
+    model: DoSSR, x0: Array, hint: Array | None, context: Array, t: Array, eps: Array
+) -> Array:
+    """Plain diffusion (DDPM, arXiv 2006.11239): mean squared error (b,) of the predicted noise.
+
+    Args are those of :func:`dossr_latent_loss`; without a hint it is the prior's.
+    """
     alpha, sigma, eta = _levels(make_schedule(model.config.process).no_shift(), t)
     x = process.q_sample(x0, x0, alpha, sigma, eta, eps)
-    return mean_of((model.predict_noise(x, t, context, None).astype(jnp.float32) - eps) ** 2)
+    return mean_of((model.predict_noise(x, t, context, hint).astype(jnp.float32) - eps) ** 2)
 
 
 def dossr_latent_loss(
@@ -199,17 +204,19 @@ def dossr_latent_loss(
 def prior_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
-    """:func:`prior_latent_loss` of HR images."""
+    """:func:`diffusion_latent_loss` of HR images."""
     x0 = _latents(model, inputs)
     t = draw_times(inputs.keys, config) if t is None else t
     eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
-    return prior_latent_loss(model, x0, context, t, eps), {}
+    return diffusion_latent_loss(model, x0, None, context, t, eps), {}
 
 
 def dossr_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
     """:func:`dossr_latent_loss` of HR images and their pre-restored LR partners.
+
+    With start "noise" it is :func:`diffusion_latent_loss`, with the same hint.
 
     As published, x0 is a sample of its posterior, x_lr the mode, and the pre-restored image is not
     clipped.
@@ -219,7 +226,10 @@ def dossr_loss(
     x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in (moments, hint))
     t = draw_times(inputs.keys, config) if t is None else t
     eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
-    loss = dossr_latent_loss(model, x0, x_lr, hint, context, t, eps)
+    if config.start == "noise":
+        loss = diffusion_latent_loss(model, x0, hint, context, t, eps)
+    else:
+        loss = dossr_latent_loss(model, x0, x_lr, hint, context, t, eps)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 

@@ -224,6 +224,7 @@ def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
         order=sampler.order,
         kind=sampler.solver,
         grid=sampler.grid,
+        start=sampler.start,
         final_denoise=sampler.final_denoise,
     )
     start = _normal(fold(inputs.keys, _START), shape)

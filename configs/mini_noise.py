@@ -1,0 +1,12 @@
+"""For comparisons: a ControlNet of dossr-mini that starts from noise, as they are usually trained.
+
+    python train.py --config mini_noise --data DATA --output RUN --init PRIOR_MODEL
+
+Data, prior, what learns, optimiser and steps are those of mini_dossr.
+"""
+
+import dataclasses
+
+from configs.mini_dossr import CONFIG as MINI_DOSSR
+
+CONFIG = dataclasses.replace(MINI_DOSSR, start="noise", times="all")
