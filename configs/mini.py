@@ -5,7 +5,14 @@ times faster than narrow ones on large grids, so pixels are folded into channels
 autoencoder of one level can moreover start as the best linear code of its patches.
 """
 
-from dossr_jax.config import DataConfig, DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
+from dossr_jax.config import (
+    DataConfig,
+    DoSSRConfig,
+    ProcessConfig,
+    RRDBConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 MODEL = DoSSRConfig(
     unet=UNetConfig(
@@ -22,6 +29,7 @@ MODEL = DoSSRConfig(
         z_channels=16, base_channels=128, channel_mult=(1,), num_res_blocks=2, patch_size=8
     ),
     rrdb=RRDBConfig(num_features=64, num_blocks=1, growth=32, upsampler="shuffle", patch_size=2),
+    process=ProcessConfig(lr_skip=0.8),
     context_length=1,
 )
 # Half of the samples degraded harshly, half mildly: a model of the harsh ones alone smooths

@@ -155,15 +155,21 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """Noise schedule ("scaled linear" beta) and shifting sequence (docs/method.md)."""
+    """Noise schedule ("scaled linear" beta), shifting sequence and parametrisation.
+
+    `lr_skip`, from 0 (published) to below 1, is the part of the data prediction that is the LR
+    latent itself where eta is 1, and in proportion to eta elsewhere (docs/method.md).
+    """
 
     timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
     eta: str = "trunc_12"
+    lr_skip: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.eta in ETA_NAMES, f"eta is one of {', '.join(ETA_NAMES)}, not {self.eta!r}")
+        _require(0 <= self.lr_skip < 1, f"lr_skip is from 0 to below 1, not {self.lr_skip}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,18 @@ def test_knobs_do_what_they_say(upscaler):
         assert np.abs(upscaler.restore(image, **settings, **changed) - free).max() > 0, changed
 
 
+def test_a_skip_connection_of_all_is_as_faithful_as_can_be_where_sampling_starts(upscaler):
+    """One step there, with nearly all of the prediction the LR latent: what fidelity 1 gives."""
+    process = dataclasses.replace(upscaler.config.process, lr_skip=0.9999)
+    model = upscaler.model
+    model.config = dataclasses.replace(model.config, process=process)
+    skipping = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
+    image, settings = picture(32, 32), {"steps": 1, "final_denoise": True, "color_fix": "none"}
+    bound = upscaler.restore(image, fidelity=1.0, **settings).astype(int)
+    assert np.abs(upscaler.restore(image, **settings) - bound).mean() > 1
+    assert np.abs(skipping.restore(image, **settings) - bound).max() <= 1
+
+
 def test_guidance_of_scale_one_is_no_guidance(upscaler):
     image = picture(16, 16)
     plain = upscaler.restore(image)

@@ -39,8 +39,9 @@ def test_training_pass_equals_the_release(golden, suffix, dtype, tol):
 
     pred = _nhwc(golden["train_pred_x0" + suffix], dtype)
     eps_pred = process.x0_to_eps(x, pred, alpha, sigma)
-    loss = process.training_loss(eps_pred, x, x0, alpha, sigma)
-    rows = process.training_loss(eps_pred, x, x0, alpha, sigma, per_sample=True)
+    prediction = process.eps_to_x0(x, eps_pred, alpha, sigma)
+    loss = process.training_loss(x0, prediction)
+    rows = process.training_loss(x0, prediction, per_sample=True)
     assert loss.dtype == dtype and loss.shape == () and rows.shape == (4,)
     np.testing.assert_allclose(loss, golden["train_loss" + suffix], rtol=tol)
     np.testing.assert_allclose(rows, golden["train_loss_per_sample" + suffix], rtol=tol)
@@ -85,7 +86,7 @@ def test_perfect_prediction_has_no_loss():
     alpha, sigma, _ = _levels(np.array([0, 10, 400]))
     # Without a shift the noise that was added predicts x0 exactly.
     x = process.q_sample(x0, x0, alpha, sigma, jnp.zeros_like(alpha), eps)
-    assert process.training_loss(eps, x, x0, alpha, sigma) < 1e-13
+    assert process.training_loss(x0, process.eps_to_x0(x, eps, alpha, sigma)) < 1e-13
 
 
 @laws
@@ -102,3 +103,13 @@ def test_guidance_and_fidelity_ends():
     np.testing.assert_array_equal(process.guide(a, b, 0.0), b)
     np.testing.assert_array_equal(process.toward_lr(a, b, 0.0), a)
     np.testing.assert_array_equal(process.toward_lr(a, b, 1.0), b)
+
+
+def test_what_goes_past_the_networks_is_the_lr_latent_in_proportion_to_the_shift():
+    x0, x_lr = np.random.default_rng(4).standard_normal((2, 3, 2, 2, 1))
+    eta = jnp.array([0.0, 0.5, 1.0])[:, None, None, None]
+    np.testing.assert_array_equal(process.past_networks(x0, x_lr, eta, 0.0), x0)
+    out = process.past_networks(x0, x_lr, eta, 0.8)
+    np.testing.assert_array_equal(out[0], x0[0])  # nothing at the end, or without a shift
+    np.testing.assert_allclose(out[1], 0.6 * x0[1] + 0.4 * x_lr[1], rtol=1e-12)
+    np.testing.assert_allclose(out[2], 0.2 * x0[2] + 0.8 * x_lr[2], rtol=1e-12)

@@ -112,12 +112,15 @@ def test_dossr_loss_is_the_releases(golden_dir):
     np.testing.assert_allclose(np.mean(loss), archive["train_loss"], rtol=1e-5)
 
 
-def test_dossr_loss_is_the_definition():
-    """mean |x0 - D|, D = (x - sigma e) / alpha, on the shifted marginal: from first principles."""
-    model = start.make_model(SMALL, 1, zero_output=False)
+@pytest.mark.parametrize("skip", [0.0, 0.8])
+def test_dossr_loss_is_the_definition(skip):
+    """mean |x0 - D|, D = (1 - s eta) (x - sigma e) / alpha + s eta x_lr, from first principles."""
+    process = dataclasses.replace(SMALL.process, lr_skip=skip)
+    config = dataclasses.replace(SMALL, process=process)
+    model = start.make_model(config, 1, zero_output=False)
     rng = np.random.default_rng(0)
     x0, x_lr, eps = rng.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
-    schedule, t = make_schedule(SMALL.process), np.array([13, 700])
+    schedule, t = make_schedule(SMALL.process), np.array([130, 700])
     alpha, sigma, eta = (
         a[t][:, None, None, None].astype(np.float32)
         for a in (schedule.alpha, schedule.sigma, schedule.eta)
@@ -125,7 +128,8 @@ def test_dossr_loss_is_the_definition():
     x = alpha * ((1 - eta) * x0 + eta * x_lr) + sigma * eps
     context = jnp.ones((2, 1, 8))
     out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(x_lr))
-    want = np.abs(x0 - (x - sigma * np.asarray(out)) / alpha).mean(axis=(1, 2, 3))
+    prediction = (1 - skip * eta) * (x - sigma * np.asarray(out)) / alpha + skip * eta * x_lr
+    want = np.abs(x0 - prediction).mean(axis=(1, 2, 3))
     got = stages.dossr_latent_loss(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 

@@ -361,7 +361,7 @@ class Runner:
             "pre_lq": _nchw(_quarter(hint_px.astype(self.dtype))),
             "x": _nchw(x0),
             "c_latent": _nchw(c_latent),
-            "loss": np.asarray(process.training_loss(eps, x, x0, alpha, sigma)),
+            "loss": np.asarray(process.training_loss(x0, process.eps_to_x0(x, eps, alpha, sigma))),
         }
         return {stage.name: values[stage.match["what"]] for stage in stages}
 

@@ -102,9 +102,9 @@ def gradients(
 
     def loss_of(learn: nnx.State) -> tuple[Array, tuple[Array, Array]]:
         eps = nnx.merge(graphdef, learn, rest).predict_noise(x, t, context, hint)
-        each = process.training_loss(eps, x, x0, alpha, sigma, per_sample=True)
-        loss = process.training_loss(eps, x, x0, alpha, sigma)
-        return loss, (each, process.eps_to_x0(x, eps, alpha, sigma))
+        prediction = process.eps_to_x0(x, eps, alpha, sigma)
+        each = process.training_loss(x0, prediction, per_sample=True)
+        return process.training_loss(x0, prediction), (each, prediction)
 
     result, gradients = jax.value_and_grad(loss_of, has_aux=True)(learn)
     return result, gradients["control"]

@@ -47,17 +47,21 @@ def x0_to_eps(x: jax.Array, x0: jax.Array, alpha: jax.Array, sigma: jax.Array) -
     return (x - alpha * x0) / sigma
 
 
-def training_loss(
-    eps_pred: jax.Array,
-    x: jax.Array,
-    x0: jax.Array,
-    alpha: jax.Array,
-    sigma: jax.Array,
-    *,
-    per_sample: bool = False,
+def past_networks(
+    x0: jax.Array, x_lr: jax.Array, eta: jax.Array | float, skip: jax.Array | float
 ) -> jax.Array:
-    """Mean |x0 - D| with D of the network's output `eps_pred` at x: scalar, or (b,) a sample."""
-    error = jnp.abs(x0 - eps_to_x0(x, eps_pred, alpha, sigma))
+    """The data prediction when `skip` eta of it is x_lr itself and the rest is `x0`, the network's.
+
+    `skip` 0 is the published prediction. Where the process is centred on x_lr, a network has to
+    pass x_lr and all noise on to the number before it can better it; a skip connection spares it
+    that, as the preconditioning of EDM (arXiv 2206.00364, section 5) does with x.
+    """
+    return toward_lr(x0, x_lr, skip * eta)
+
+
+def training_loss(x0: jax.Array, prediction: jax.Array, *, per_sample: bool = False) -> jax.Array:
+    """Mean |x0 - D| of the data prediction D: scalar, or (b,) a sample."""
+    error = jnp.abs(x0 - prediction)
     return error.mean(axis=tuple(range(1, error.ndim)) if per_sample else None)
 
 

@@ -198,7 +198,9 @@ def dossr_latent_loss(
     alpha, sigma, eta = _levels(make_schedule(model.config.process), t)
     x = process.q_sample(x0, x_lr, alpha, sigma, eta, eps)
     out = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-    return process.training_loss(out, x, x0, alpha, sigma, per_sample=True)
+    prediction = process.eps_to_x0(x, out, alpha, sigma)
+    prediction = process.past_networks(prediction, x_lr, eta, model.config.process.lr_skip)
+    return process.training_loss(x0, prediction, per_sample=True)
 
 
 def prior_loss(
