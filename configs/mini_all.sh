@@ -16,7 +16,7 @@ if [ -z "${PHOTOS:-}" ]; then
 fi
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/data" --tile 256 --halve 'erase_*'
 train() { # config, steps, more options
-    name=$1 steps=$(awk "BEGIN {n = int($2 * $share); print n > 2 ? n : 2}")
+    name=$1 steps=$(awk "BEGIN {n = int($2 * $share); print (n > 2 ? n : 2)}")
     shift 2
     python train.py --config "mini_$name" --data "$runs/data" --output "$runs/$name" \
         --steps "$steps" "$@"
