@@ -2,7 +2,8 @@
 
 python benchmarks/report.py --model dossr-mini --data HR_IMAGES
 
-Results that are there with the same settings are kept. Needs the extra `report`.
+Results that are there of the same settings, model, images, metrics and versions are kept; others
+are not shown. Needs the extra `report`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from experiments import page, runner
 from experiments.bench import Bench
-from experiments.data import load_pairs
+from experiments.data import digest_of, is_paired, load_pairs
 
-from dossr_jax import Upscaler
+import dossr_jax
+from dossr_jax import Upscaler, weights
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import UserError
+from dossr_jax.evaluate import convention
+from dossr_jax.pipeline import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,59 +44,102 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(args: argparse.Namespace) -> None:
     upscaler = Upscaler.from_pretrained(args.model)
+    noise = None if args.noise_model is None else Upscaler.from_pretrained(args.noise_model)
+    presets = list(dict.fromkeys(args.preset or ("light", "realesrgan")))
     pairs = load_pairs(
-        args.data, count=args.images, side=args.crop, preset=args.preset, seed=args.seed
+        args.data, count=args.images, side=args.crop, presets=presets, seed=args.seed
     )
-    bench = Bench(upscaler, pairs)
+    bench = Bench(upscaler, pairs, noise)
     common = _common(args, bench)
-    facts = _facts(args)
+    experiments = {name: make() for name, make in runner.EXPERIMENTS.items()}
+    if noise is not None:
+        said = _about(args.noise_model, upscaler, noise)
+        experiments["start"] = runner.EXPERIMENTS["start"](said)
+    settings = {name: runner.settings_of(e, common) for name, e in experiments.items()}
     folder = args.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.json" for name in experiments}
+    kept = {name for name in experiments if runner.kept(paths[name], settings[name])}
+    command = _command(args, presets)
     for name in args.only:
-        experiment, path = runner.EXPERIMENTS[name](), folder / f"{name}.json"
-        settings = runner.settings_of(experiment, common)
-        if not args.overwrite and runner.kept(path, settings):
-            print(f"{path} exists, kept (--overwrite replaces it)")
+        if name in kept and not args.overwrite:
+            print(f"{paths[name]} exists, kept (--overwrite replaces it)")
             continue
-        runner.run(path, experiment, bench, settings, facts)
-        print(path, flush=True)
-        _write_page(args.out)  # each time: a run that is stopped leaves a page of what is there
-    _write_page(args.out)
+        runner.run(paths[name], experiments[name], bench, settings[name])
+        print(paths[name], flush=True)
+        kept.add(name)
+        # Each time: a run that is stopped leaves a page of what is there.
+        _write_page(args.out, paths, kept, command)
+    _write_page(args.out, paths, kept, command)
+    for name, path in paths.items():
+        if name not in kept and path.exists():
+            print(f"{path} is of another model, data, metrics or settings: not on the page")
 
 
-def _write_page(out: Path) -> None:
-    """Build results.md from the experiments that are there."""
-    folder = out / "results"
-    there = {name: folder / f"{name}.json" for name in runner.EXPERIMENTS}
-    there = {name: path for name, path in there.items() if path.exists()}
-    (out / "results.md").write_text(page.build(there, "results"))
+def _write_page(out: Path, paths: dict[str, Path], kept: set[str], command: str) -> None:
+    """Build results.md from the experiments that belong together."""
+    there = {name: path for name, path in paths.items() if name in kept}
+    (out / "results.md").write_text(page.build(there, "results", command))
 
 
 def _common(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     """What every experiment of this call depends on."""
-    paired = (args.data / "HR").is_dir() and (args.data / "LR").is_dir()
-    made = f"degraded by preset {args.preset} with seed {args.seed}"
+    pairs = bench.pairs_of(bench.sources[0])
+    versions = ("jax", "flax", "numpy", *(n for n in ("ssimulacra2",) if n in bench.names))
     return {
-        "model": args.model if not Path(args.model).exists() else Path(args.model).name,
+        "model": Path(args.model).name,
+        "model_sha256": digest_of(_files_of(args.model)),
         "eta": bench.upscaler.config.process.eta,
         "data": args.data.resolve().name,
-        "images": [pair.name for pair in bench.pairs],
-        "shown_image": bench.pairs[bench.shown].name,
+        "images": [pair.name for pair in pairs],
+        "images_sha256": [pair.digest for pair in pairs],
+        "shown_image": pairs[bench.shown].name,
         "crop": args.crop,
-        "source": "LR images as given" if paired else made,
-    }
-
-
-def _facts(args: argparse.Namespace) -> dict[str, Any]:
-    """Where the numbers come from; they do not decide whether a result is kept."""
-    options = f"--images {args.images} --crop {args.crop} --preset {args.preset}"
-    name = args.data.resolve().name
-    command = f"python benchmarks/report.py --model {Path(args.model).name} --data {name}"
-    return {
-        "command": f"{command} {options} --seed {args.seed}",
+        "sources": bench.sources,
+        "seed": args.seed,
+        "metrics": {name: convention(name) for name in bench.names},
+        "left_out": bench.left_out,
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
-        "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
+        "versions": {name: version(name) for name in versions},
     }
+
+
+def _files_of(model: str) -> Path:
+    """The file or folder of a model that has been loaded."""
+    if model in BUILT_IN:
+        return Path(dossr_jax.__file__).parent / "assets" / BUILT_IN[model]
+    return Path(model)
+
+
+def _about(file: Path, upscaler: Upscaler, noise: Upscaler) -> str:
+    """What the page says of a ControlNet trained from noise; which networks differ beside it."""
+    ours, theirs = (
+        {name: np.asarray(p[...]) for name, p in weights.names_and_params(u.model)}
+        for u in (upscaler, noise)
+    )
+    differing = {
+        name.split(".")[0]
+        for name in ours.keys() | theirs.keys()
+        if name not in ours or name not in theirs or not np.array_equal(ours[name], theirs[name])
+    } - {"control"}
+    other = f"it differs in {', '.join(sorted(differing))} too" if differing else "it is equal"
+    return (
+        f'rows "trained from noise" are of {file.name} (SHA-256 {digest_of(file)[:16]}...), whose '
+        "ControlNet was trained as usual, from noise, with 5, 15 and 50 steps of DDPM (order 1, "
+        f"SDE) and DDIM (order 1, ODE); but for the ControlNet {other}."
+    )
+
+
+def _command(args: argparse.Namespace, presets: list[str]) -> str:
+    """The call that makes the whole page."""
+    name = args.data.resolve().name
+    parts = ["python benchmarks/report.py", f"--model {Path(args.model).name}", f"--data {name}"]
+    if args.noise_model is not None:
+        parts.append(f"--noise-model {args.noise_model.name}")
+    parts += [f"--images {args.images}", f"--crop {args.crop}"]
+    if not is_paired(args.data):
+        parts += [*(f"--preset {preset}" for preset in presets), f"--seed {args.seed}"]
+    return " ".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +156,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=int, default=6, help="crops, spread over the folder")
     parser.add_argument("--crop", type=int, default=256, help="side of an HR crop in pixels")
-    parser.add_argument("--preset", choices=PRESETS, default="realesrgan", help="makes the LR")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        action="append",
+        help="makes the LR; may be given several times (default: light and realesrgan)",
+    )
+    parser.add_argument(
+        "--noise-model",
+        type=Path,
+        metavar="FILE",
+        help="a model whose ControlNet was trained from noise, on the same prior: compared with "
+        "in the experiment 'start'",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the degradation")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the page")
     parser.add_argument("--overwrite", action="store_true", help="rerun what is there")

@@ -32,10 +32,10 @@ TINY = DoSSRConfig(
 )
 
 
-def tiny_model(seed: int = 0) -> DoSSR:
+def tiny_model(seed: int = 0, config: DoSSRConfig = TINY) -> DoSSR:
     """A random model in which every layer, the zero-initialised ones too, contributes."""
     rng = np.random.default_rng(seed)
-    model = weights.abstract_model(TINY, dtype=jnp.float32, param_dtype=jnp.float32)
+    model = weights.abstract_model(config, dtype=jnp.float32, param_dtype=jnp.float32)
     shapes = {name: param.shape for name, param in weights.names_and_params(model)}
 
     def draw(name: str) -> np.ndarray:

@@ -3,34 +3,52 @@
 import socket
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from pictures import save
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import METRICS, learned, score
+from dossr_jax.evaluate.cli import main
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty folder of torch.hub."""
+    """An empty folder of torch.hub, beside an empty Hugging Face cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     learned._metric.cache_clear()
     yield tmp_path / "hub"
     learned._metric.cache_clear()
 
 
 def provide(hub, name: str) -> None:
-    for file in learned.MODELS[name].files:
-        (hub / file).parent.mkdir(parents=True, exist_ok=True)
-        (hub / file).touch()
+    for path in places(hub, name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def places(hub, name: str) -> list[Path]:
+    """Where the files of a metric lie; the Hugging Face cache points to one revision of each."""
+    model = learned.MODELS[name]
+    found = [hub / file for file in model.files]
+    for repository, file in model.cached:
+        folder = hub.parent / "hf" / f"models--{repository.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text("0")
+        found.append(folder / "snapshots" / "0" / file)
+    return found
 
 
 @pytest.fixture
 def pyiqa(monkeypatch):
-    """A pyiqa whose metrics are made by `pyiqa.create_metric`, to be set by the test."""
+    """A pyiqa whose metrics are made by `pyiqa.create_metric`, which a test may set."""
     module = types.ModuleType("pyiqa")
+    module.create_metric = lambda name, device: name
     module.__spec__ = types.SimpleNamespace(name="pyiqa")
     monkeypatch.setitem(sys.modules, "pyiqa", module)
     return module
@@ -43,14 +61,15 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", learned.MODELS)
 def test_missing_weights_are_named_with_their_place(hub, pyiqa, name):
-    *first, last = learned.MODELS[name].files
-    with pytest.raises(UserError, match=str(hub)):
-        METRICS[name].check()
     provide(hub, name)
     METRICS[name].check()
-    (hub / last).unlink()
-    with pytest.raises(UserError, match=f"{hub / last} is missing"):
-        METRICS[name].check()
+    for path in places(hub, name):
+        learned._metric.cache_clear()
+        path.unlink()
+        with pytest.raises(UserError, match=f"{path.name}.* is missing") as caught:
+            METRICS[name].check()
+        assert str(hub.parent) in str(caught.value) and "\n" not in str(caught.value)
+        path.touch()
 
 
 @pytest.mark.parametrize("name", learned.MODELS)
@@ -79,21 +98,44 @@ def test_images_arrive_as_pyiqa_wants_them(hub, pyiqa, name):
         np.testing.assert_allclose(tensor[0].numpy(), array.transpose(2, 0, 1) / 255, rtol=1e-6)
 
 
-def test_no_connection_can_be_made_while_a_metric_is_built(hub, pyiqa):
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: socket.socket().connect(("127.0.0.1", 9)),
+        lambda: socket.getaddrinfo("localhost", 9),
+        lambda: socket.create_connection(("localhost", 9), timeout=1),
+    ],
+)
+def test_no_connection_can_be_made_while_a_metric_is_built(hub, pyiqa, ask):
     provide(hub, "musiq")
+    pyiqa.create_metric = lambda wanted, device: ask()
+    before = socket.socket.connect, socket.getaddrinfo
+    with pytest.raises(UserError, match="musiq: .*would be downloaded"):
+        score(*images(), ["musiq"])
+    assert (socket.socket.connect, socket.getaddrinfo) == before
+
+
+def test_a_metric_that_cannot_be_built_is_refused_before_anything_is_measured(
+    hub, pyiqa, tmp_path, capsys
+):
+    provide(hub, "dists")
+    for place in ("restored", "hr"):
+        save(tmp_path / place / "a.png", images()[0])
 
     def create_metric(wanted, device):
-        socket.create_connection(("127.0.0.1", 9), timeout=1)
+        print("Loading")
+        raise RuntimeError("size mismatch\nfor alpha")
 
     pyiqa.create_metric = create_metric
-    connect = socket.socket.connect
-    with pytest.raises(UserError, match="musiq: .*wants to download a file"):
-        score(*images(), ["musiq"])
-    assert socket.socket.connect is connect
+    arguments = [str(tmp_path / "restored"), "--hr", str(tmp_path / "hr"), "--metrics", "dists"]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = [line for line in printed.err.splitlines() if line != "Loading"]
+    assert len(said) == 1 and "dists" in said[0] and "size mismatch for alpha" in said[0]
 
 
 def test_without_pyiqa_the_extra_is_named(hub, monkeypatch):
-    provide(hub, "dists")
     monkeypatch.setattr(learned.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"dossr-jax\[iqa\]"):
         METRICS["dists"].check()

@@ -1,16 +1,23 @@
 """The report: an experiment leaves numbers, figures and a page, and is not run twice."""
 
+import functools
 import importlib
 import json
+import shutil
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from models import tiny_model
 from pictures import picture, quarter, save
 from PIL import Image
+from small import SMALL
 
-from dossr_jax.weights import save_model
+from dossr_jax import Upscaler
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.weights import names_and_params, save_model
 
 pytest.importorskip("matplotlib")
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -18,16 +25,35 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def report():
+    """The script, which loads a model file once: that takes longer than all it does here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("report")
+        script = importlib.import_module("report")
+        load = functools.cache(Upscaler.from_pretrained)
+        patch.setattr(script, "Upscaler", types.SimpleNamespace(from_pretrained=load))
+        patch.setattr(script.runner.process, "STEPS", 2)
+        yield script
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def network() -> DoSSR:
+    return tiny_model(config=SMALL)
+
+
+@pytest.fixture(scope="module")
+def model(network, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, tiny_model())
+    save_model(path, network)
     return path
+
+
+def changed_in(network: DoSSR, *parts: str) -> DoSSR:
+    """A copy with other weights in some networks."""
+    copy = nnx.clone(network)
+    for name, param in names_and_params(copy):
+        if name.split(".")[0] in parts:
+            param[...] = 1.2 * param[...] + 0.05
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -41,50 +67,174 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def photos(data) -> Path:
+    """HR images alone."""
+    return data / "HR"
+
+
+@pytest.fixture
+def mild(report, monkeypatch):
+    """Presets that compile nothing: "light" halves no light, "realesrgan" does."""
+
+    def make_lr(hr, *, preset, seed, name):
+        return quarter(hr) // (2 if preset == "realesrgan" else 1)
+
+    monkeypatch.setattr(importlib.import_module("experiments.data"), "make_lr", make_lr)
+
+
+def call(model: Path, data: Path, out: Path, *options) -> list[str]:
+    arguments = ("--model", model, "--data", data, "--out", out, "--crop", 64, *options)
+    return [str(a) for a in arguments]
+
+
+def stored(out: Path, name: str) -> dict:
+    return json.loads((out / "results" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
 def written(report, model, data, tmp_path_factory) -> tuple[Path, list[str]]:
     out = tmp_path_factory.mktemp("out")
-    arguments = ["--model", model, "--data", data, "--out", out, "--crop", 64]
-    arguments = [str(a) for a in (*arguments, "--only", "solver", "path")]
+    arguments = call(model, data, out, "--only", "order", "solver")
     assert report.main(arguments) == 0
     return out, arguments
+
+
+@pytest.fixture
+def copied(written, tmp_path) -> Path:
+    """A copy of what is written, to be changed."""
+    return Path(shutil.copytree(written[0], tmp_path / "out"))
+
+
+@pytest.fixture
+def ran(report, monkeypatch) -> list[str]:
+    """Names of experiments that would run; in their place stored numbers get new settings."""
+    names = []
+
+    def run(path, experiment, bench, settings):
+        names.append(path.stem)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+
+    monkeypatch.setattr(report.runner, "run", run)
+    return names
 
 
 def test_numbers_are_means_over_the_images_and_the_page_shows_them(written):
     out, _ = written
     page = (out / "results.md").read_text()
-    content = json.loads((out / "results" / "solver.json").read_text())
+    content = stored(out, "solver")
     assert content["settings"]["images"] == ["0", "1"] and len(content["rows"]) == 12
+    assert content["settings"]["sources"] == ["given"] and "Preset" not in page
     for row in (*content["rows"], *content["references"]):
-        for name in content["metrics"]:
-            values = [scores[name] for scores in row["images"]]
-            assert len(values) == 2 and row["mean"][name] == pytest.approx(np.mean(values))
-        assert f"| {row['label']} | {row['mean']['psnr_y']:.2f} |" in page
-    assert "niqe" in content["left_out"]  # which needs 192 px
+        for name in content["settings"]["metrics"]:
+            values = [scores[name] for scores in row["images"]["given"]]
+            mean = row["mean"]["given"]
+            assert len(values) == 2 and mean[name] == pytest.approx(np.mean(values))
+        assert f"| {row['label']} | {mean['psnr_y']:.2f} |" in page
+    assert "niqe" in content["settings"]["left_out"]  # which needs 192 px
     assert "NIQE is left out" in page
 
 
-def test_every_figure_of_the_page_is_there_and_shows_something(written):
-    out, _ = written
-    for name in ("solver", "path"):
-        figures = json.loads((out / "results" / f"{name}.json").read_text())["figures"]
-        for figure in figures:
-            assert f"](results/{figure})" in (out / "results.md").read_text()
-            pixels = np.asarray(Image.open(out / "results" / figure).convert("RGB"))
-            assert min(pixels.shape[:2]) > 100 and pixels.std() > 10
-            assert (out / "results" / figure).stat().st_size < 300_000
+def check_figures(out: Path, name: str, sources: list[str]) -> None:
+    content, page = stored(out, name), (out / "results.md").read_text()
+    figures = [f for f in (content["figure"], *content["crops"].values()) if f]
+    assert figures and list(content["crops"]) in ([], sources)
+    for figure in figures:
+        assert f"](results/{figure})" in page
+        pixels = np.asarray(Image.open(out / "results" / figure).convert("RGB"))
+        assert min(pixels.shape[:2]) > 100 and pixels.std() > 10
+        assert (out / "results" / figure).stat().st_size < 300_000
 
 
-def test_a_rerun_runs_nothing_and_gives_the_same_page(report, written, monkeypatch):
+@pytest.mark.parametrize("name", ["order", "solver"])
+def test_every_figure_of_the_page_is_there_and_shows_something(written, name):
+    check_figures(written[0], name, ["given"])
+
+
+def test_a_rerun_runs_nothing_and_gives_the_same_page(report, written, ran):
     out, arguments = written
     page = (out / "results.md").read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(report.runner, "run", lambda *_: pytest.fail("ran again"))
-        assert report.main(arguments) == 0
-        assert (out / "results.md").read_text() == page
-        path = out / "results" / "solver.json"
-        settings = json.loads(path.read_text())["settings"]
-        assert report.runner.kept(path, settings)
-        assert not report.runner.kept(path, {**settings, "crop": 32})
+    assert report.main(arguments) == 0
+    assert ran == [] and (out / "results.md").read_text() == page
+
+
+@pytest.mark.parametrize("changed", ["model", "image", "metrics", "figure", "crop"])
+def test_what_is_stale_runs_again_and_is_not_shown(
+    report, network, model, data, copied, ran, changed, monkeypatch, tmp_path, capsys
+):
+    """Asked for one experiment alone, the page shows no other of the time before the change."""
+    used, images = model, data
+    if changed == "model":  # another of the same name
+        used = tmp_path / model.name
+        save_model(used, changed_in(network, "unet"))
+    elif changed == "image":  # one more level in one pixel
+        images = Path(shutil.copytree(data, tmp_path / data.name))
+        hr = np.asarray(Image.open(images / "HR" / "0.png")).copy()
+        hr[32, 32] ^= 1
+        save(images / "HR" / "0.png", hr)
+    elif changed == "metrics":
+        monkeypatch.setattr(importlib.import_module("experiments.bench"), "NAMES", ("psnr_y",))
+    elif changed == "figure":
+        (copied / "results" / "solver.png").unlink()
+    crop = ("--crop", 60) if changed == "crop" else ()
+    assert report.main(call(used, images, copied, "--only", "solver", *crop)) == 0
+    assert ran == ["solver"]
+    page, said = (copied / "results.md").read_text(), capsys.readouterr().out
+    assert "ODE against SDE" in page
+    others = changed != "figure"  # which belongs to one experiment alone
+    assert ("Solver order" not in page) == others == ("not on the page" in said)
+
+
+def test_a_run_leaves_no_figure_of_the_one_before(report, written, model, data, copied):
+    results = copied / "results"
+    (results / "solver_light.png").touch()
+    assert report.main(call(model, data, copied, "--only", "solver", "--overwrite")) == 0
+    here = {path.name for path in results.iterdir()}
+    figures = {f"{name}{end}" for name in ("order", "solver") for end in (".png", "_given.png")}
+    assert here == figures | {"order.json", "solver.json"}
+
+
+def test_every_preset_has_its_table_its_curves_and_its_crops(report, model, photos, mild, tmp_path):
+    out = tmp_path / "out"
+    assert report.main(call(model, photos, out, "--images", 1, "--only", "order", "path")) == 0
+    content, page = stored(out, "order"), (out / "results.md").read_text()
+    assert content["settings"]["sources"] == ["light", "realesrgan"]
+    for row in (*content["rows"], *content["references"]):
+        light, dark = (row["mean"][source]["psnr_y"] for source in ("light", "realesrgan"))
+        assert light != dark
+        for value in (light, dark):
+            assert f"| {row['label']} | {value:.2f} |" in page
+    for name in ("order", "path"):
+        check_figures(out, name, ["light", "realesrgan"])
+        assert page.count(f"{content['settings']['text']}") == 1
+    assert page.count("**Preset light.**") == page.count("**Preset realesrgan.**") == 2
+    assert "--preset light --preset realesrgan" in page
+
+
+def test_a_model_trained_from_noise_is_compared_where_it_is_given(
+    report, network, model, data, tmp_path
+):
+    noise = tmp_path / "noise.safetensors"
+    save_model(noise, changed_in(network, "control"))
+    plain = report.runner.EXPERIMENTS["start"]()
+    assert "no ControlNet trained from noise" in plain.text
+    out = tmp_path / "out"
+    assert report.main(call(model, data, out, "--only", "start", "--noise-model", noise)) == 0
+    content, page = stored(out, "start"), (out / "results.md").read_text()
+    rows = {row["label"]: row for row in content["rows"]}
+    kinds = [f"trained from noise, {kind}, {n}" for kind in ("DDPM", "DDIM") for n in (5, 15, 50)]
+    assert list(rows)[10:] == kinds and [v.label for v in plain.variants] == list(rows)[:10]
+    five = {
+        label: rows[label]["mean"]["given"]["psnr_y"]
+        for label in ("from lr, 5", "from noise, 5", kinds[0], kinds[3])
+    }
+    assert len(set(five.values())) == 4  # neither the start nor the model nor the kind is ignored
+    assert "noise.safetensors" in page and "but for the ControlNet it is equal" in page
+    assert "--noise-model noise.safetensors" in page
+
+
+def test_networks_that_differ_beside_the_control_net_are_named(report, network, model):
+    other = Upscaler(changed_in(network, "vae", "control"))
+    assert "it differs in vae too" in report._about(model, Upscaler(network), other)
 
 
 @pytest.mark.parametrize("option", ["--data", "--model"])

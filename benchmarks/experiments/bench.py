@@ -39,6 +39,7 @@ class Variant:
 
     `eta` is another shifting sequence than the model's own. `settings` replace those published;
     None stands for the model's stored defaults. `repeats` runs are timed, the fastest counts.
+    `noise_trained` takes the model whose ControlNet was trained from noise.
     """
 
     label: str
@@ -47,57 +48,80 @@ class Variant:
     x: float | None = None
     eta: str | None = None
     repeats: int = 1
+    noise_trained: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A variant's pictures (uint8, one a pair), their numbers, and seconds an image."""
+    """A variant's pictures (uint8, one a pair) and their numbers, by source; seconds an image."""
 
     variant: Variant
-    pictures: list[np.ndarray]
-    scores: list[dict[str, float]]
+    pictures: dict[str, list[np.ndarray]]
+    scores: dict[str, list[dict[str, float]]]
     seconds: float | None = None
 
-    def mean(self, name: str) -> float:
-        """Mean of a metric over the images."""
-        return statistics.fmean(scores[name] for scores in self.scores)
+    def mean(self, name: str, source: str) -> float:
+        """Mean of a metric over the images of a source."""
+        return statistics.fmean(scores[name] for scores in self.scores[source])
 
     def as_row(self, names: Sequence[str]) -> dict[str, Any]:
         """All but the pictures, for a JSON file."""
         return {
             **dataclasses.asdict(self.variant),
             "seconds_per_image": self.seconds,
-            "mean": {name: self.mean(name) for name in names},
+            "mean": {s: {name: self.mean(name, s) for name in names} for s in self.scores},
             "images": self.scores,
         }
 
 
 class Bench:
-    """A model, its pairs and the metrics that can be taken on them."""
+    """A model, its pairs and the metrics that can be taken on them.
 
-    def __init__(self, upscaler: Upscaler, pairs: list[Pair]):
-        self.upscaler, self.pairs = upscaler, pairs
-        self.names, self.left_out = _usable_metrics(pairs)
+    Attributes:
+      sources: of the pairs' LR images, in their order.
+      names: metrics to be taken. left_out: others, and why they cannot.
+    """
+
+    def __init__(
+        self, upscaler: Upscaler, pairs: Sequence[Pair], noise_trained: Upscaler | None = None
+    ):
+        self.upscaler, self._noise_trained = upscaler, noise_trained
+        self._pairs = list(pairs)
+        self.sources = list(dict.fromkeys(pair.source for pair in pairs))
+        self.names, self.left_out = _usable_metrics(self._pairs)
         # The largest power of two that divides the number of images: no place runs empty.
         self._batch = min(8, len(pairs) & -len(pairs))
-        self._warm: set[str | None] = set()
+        self._warm: set[Any] = set()
+        self._known: dict[Any, Measured] = {}
+
+    def pairs_of(self, source: str) -> list[Pair]:
+        """The pairs of a source, the same HR crops in the same order for each."""
+        return [pair for pair in self._pairs if pair.source == source]
 
     @functools.cache  # noqa: B019 - a bench lives as long as the program
-    def _with_eta(self, eta: str | None) -> Upscaler:
+    def _upscaler(self, noise_trained: bool, eta: str | None) -> Upscaler:
+        upscaler = self._noise_trained if noise_trained else self.upscaler
         if eta is None:
-            return self.upscaler
-        model = self.upscaler.model
+            return upscaler
+        model = upscaler.model
         process = dataclasses.replace(model.config.process, eta=eta)
         model.config = dataclasses.replace(model.config, process=process)
         return Upscaler(model)
 
     def measure(self, variant: Variant) -> Measured:
-        """Restore all images with a variant's settings; compiled programs are warm when timed."""
-        upscaler = self._with_eta(variant.eta)
+        """Restore all images with a variant's settings; compiled programs are warm when timed.
+
+        Settings that were measured before, under whatever label, are run again only for their time.
+        """
         options = {} if variant.settings is None else {**PUBLISHED, **variant.settings}
         settings = Settings(**options, batch_size=self._batch)
-        images = [(i, pair.lr) for i, pair in enumerate(self.pairs)]
-        program = f"{variant.eta} {settings.color_fix}"
+        place = variant.noise_trained, variant.eta
+        known = self._known.get((place, settings))
+        if known is not None and variant.repeats == 1:
+            return dataclasses.replace(known, variant=variant)
+        upscaler = self._upscaler(*place)
+        images = list(enumerate(pair.lr for pair in self._pairs))
+        program = place, settings.color_fix
         if program not in self._warm:
             warm = dataclasses.replace(settings, steps=1)
             list(upscaler.stream(images[: self._batch], warm))
@@ -109,19 +133,23 @@ class Bench:
                 if isinstance(result, UserError):
                     raise result
             seconds.append(statistics.fmean(r.seconds for r in results.values()))
-        pictures = [results[i].image for i, _ in images]
-        return self._scored(variant, pictures, min(seconds))
+        if known is None:
+            known = self._scored(variant, [results[i].image for i, _ in images])
+        known = dataclasses.replace(known, variant=variant, seconds=min(seconds))
+        self._known[place, settings] = known
+        return known
 
     @functools.cached_property
     def shown(self) -> int:
-        """Index of the pair that figures show: the one of most contrast."""
-        return max(range(len(self.pairs)), key=lambda i: float(self.pairs[i].hr.std()))
+        """Which pair of every source figures show: the one of most contrast."""
+        pairs = self.pairs_of(self.sources[0])
+        return max(range(len(pairs)), key=lambda i: float(pairs[i].hr.std()))
 
     @functools.cached_property
     def references(self) -> list[Measured]:
         """What the method has to beat: bicubic enlargement, and the pre-restored images."""
-        bicubic = [resample(p.lr, *p.hr.shape[:2]) for p in self.pairs]
-        images = [(i, pair.lr) for i, pair in enumerate(self.pairs)]
+        bicubic = [resample(p.lr, *p.hr.shape[:2]) for p in self._pairs]
+        images = list(enumerate(pair.lr for pair in self._pairs))
         settings = Settings(**{**PUBLISHED, "steps": 1}, batch_size=self._batch)
         results = dict(self.upscaler.stream(images, settings))
         pre = [results[i].pre_restored for i, _ in images]
@@ -130,12 +158,13 @@ class Bench:
             self._scored(Variant("pre-restored"), pre),
         ]
 
-    def _scored(
-        self, variant: Variant, pictures: list[np.ndarray], seconds: float | None = None
-    ) -> Measured:
-        pairs = zip(pictures, self.pairs, strict=True)
-        scores = [score(picture, pair.hr, self.names) for picture, pair in pairs]
-        return Measured(variant, pictures, scores, seconds)
+    def _scored(self, variant: Variant, pictures: list[np.ndarray]) -> Measured:
+        by_source: dict[str, list[np.ndarray]] = {source: [] for source in self.sources}
+        scores: dict[str, list[dict[str, float]]] = {source: [] for source in self.sources}
+        for picture, pair in zip(pictures, self._pairs, strict=True):
+            by_source[pair.source].append(picture)
+            scores[pair.source].append(score(picture, pair.hr, self.names))
+        return Measured(variant, by_source, scores)
 
 
 def _usable_metrics(pairs: list[Pair]) -> tuple[list[str], dict[str, str]]:

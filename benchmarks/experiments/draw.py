@@ -40,57 +40,65 @@ def short(scores: dict[str, float], names: Sequence[str]) -> str:
 
 def curves(
     path: Path,
+    bench: Bench,
     measured: Sequence[Measured],
-    references: Sequence[Measured],
-    names: Sequence[str],
     *,
     axis: str,
     timed: bool,
 ) -> None:
-    """A panel a metric, a curve a series; references as dashed lines."""
-    figure = Figure(figsize=(3.1 * len(names), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for panel, name in zip(panels, names, strict=True):
-        series: dict[str, list[Measured]] = {}
-        for m in measured:
-            series.setdefault(m.variant.series, []).append(m)
+    """A row a source, a panel a metric, a curve a series; references as dashed lines."""
+    names, sources = bench.names, bench.sources
+    figure = Figure(figsize=(3.1 * len(names), 0.5 + 2.7 * len(sources)), layout="constrained")
+    panels = figure.subplots(len(sources), len(names), squeeze=False)
+    series: dict[str, list[Measured]] = {}
+    for m in measured:
+        series.setdefault(m.variant.series, []).append(m)
+    for (row, column), panel in np.ndenumerate(panels):
+        name, source = names[column], sources[row]
         for label, points in series.items():
             x = [m.seconds if timed else m.variant.x for m in points]
+            y = [m.mean(name, source) for m in points]
             style = "*" if len(points) == 1 else "o-"
             size = 9 if len(points) == 1 else 3.5
-            panel.plot(x, [m.mean(name) for m in points], style, markersize=size, label=label)
-        for m, color in zip(references, ("0.2", "0.6"), strict=True):
-            panel.axhline(m.mean(name), ls="--", lw=1, color=color, label=m.variant.label)
-        arrow = "higher" if METRICS[name].better == "higher" else "lower"
-        panel.set(title=f"{TITLES[name]} ({arrow} is better)", xlabel=axis, xscale="log")
+            panel.plot(x, y, style, markersize=size, label=label)
+        for m, color in zip(bench.references, ("0.2", "0.6"), strict=True):
+            panel.axhline(m.mean(name, source), ls="--", lw=1, color=color, label=m.variant.label)
+        if row == 0:
+            arrow = "higher" if METRICS[name].better == "higher" else "lower"
+            panel.set_title(f"{TITLES[name]} ({arrow} is better)")
+        if column == 0:
+            panel.set_ylabel(source)
+        panel.set(xlabel=axis if row == len(sources) - 1 else "", xscale="log")
         ticks = sorted({m.variant.x for m in measured})
         if timed:
             low, high = panel.get_xlim()
             ticks = [t for t in _SECONDS if low <= t <= high]
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
         panel.minorticks_off()
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
 
 
-def sheet(path: Path, bench: Bench, shown: Sequence[Measured], *, spread: bool = False) -> None:
-    """The middle of one image by every variant beside the truth, numbers of it below.
+def sheet(
+    path: Path, bench: Bench, source: str, shown: Sequence[Measured], *, spread: bool = False
+) -> None:
+    """The middle of one image of a source by every variant, and the truth; numbers of it below.
 
     `spread` adds the deviation over the variants at every pixel.
     """
-    pair = bench.pairs[bench.shown]
-    pictures = [("truth", _middle(pair.hr), "")]
+    index = bench.shown
+    pictures = [("truth", _middle(bench.pairs_of(source)[index].hr), "")]
     pictures += [
         (
             m.variant.label,
-            _middle(m.pictures[bench.shown]),
-            short(m.scores[bench.shown], bench.names),
+            _middle(m.pictures[source][index]),
+            short(m.scores[source][index], bench.names),
         )
         for m in (*bench.references, *shown)
     ]
     if spread:
-        stack = np.stack([_middle(m.pictures[bench.shown]) for m in shown]).astype(np.float64)
+        stack = np.stack([_middle(m.pictures[source][index]) for m in shown]).astype(np.float64)
         deviation = stack.std(axis=0).mean(axis=-1)
         title = f"8-bit levels, 0 to {deviation.max():.0f}\nmean {deviation.mean():.1f}"
         pictures.append(("deviation", deviation, title))
@@ -109,12 +117,11 @@ def path(
     target: Path,
     schedule: Schedule,
     rows: Sequence[dict[str, Any]],
-    states: np.ndarray,
-    predictions: np.ndarray,
+    pictures: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    """Curves of the process over t, then the states and predictions (uint8 (n, h, w, 3))."""
-    figure = Figure(figsize=(1.3 * len(rows), 6.0), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(0.8, 1))
+    """Curves of the process over t, then states and predictions (uint8 (n, h, w, 3)) by source."""
+    figure = Figure(figsize=(1.3 * len(rows), 2.7 + 3.3 * len(pictures)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(0.8, len(pictures)))
     panel = above.subplots()
     t = np.arange(len(schedule.eta))
     for name, color in (("eta", "C3"), ("alpha", "C0"), ("sigma", "C2")):
@@ -123,13 +130,18 @@ def path(
     panel.axvline(schedule.t1 - 1, ls="--", lw=1, color="0.4", label="start of sampling")
     panel.set(xlabel="t")
     panel.legend(frameon=False, loc="center right")
-    panels = below.subplots(2, len(rows))
-    for i, row in enumerate(rows):
-        for line, pictures, key in ((0, states, "state"), (1, predictions, "mean")):
+    panels = below.subplots(2 * len(pictures), len(rows))
+    lines = [
+        (source, drawn, key)
+        for source, pair in pictures.items()
+        for drawn, key in zip(pair, ("state", "mean"), strict=True)
+    ]
+    for line, (source, drawn, key) in enumerate(lines):
+        for i, row in enumerate(rows):
             label = f"{row['label']}, eta {row['eta']:.2f}" if line == 0 else ""
-            _picture(panels[line, i], _middle(pictures[i]), label, f"{row[key]['psnr_y']:.2f} dB")
-    panels[0, 0].set_ylabel("x_t")
-    panels[1, 0].set_ylabel("x0 predicted")
+            numbers = f"{row[key][source]['psnr_y']:.2f} dB"
+            _picture(panels[line, i], _middle(drawn[i]), label, numbers)
+        panels[line, 0].set_ylabel(f"{source}: {'x_t' if key == 'state' else 'x0 predicted'}")
     _save(figure, target)
 
 

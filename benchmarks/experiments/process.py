@@ -15,6 +15,7 @@ from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import cast, make_table, sample
 from dossr_jax.evaluate import score
 from dossr_jax.image import batch_position_noise, pixels_to_uint8
+from dossr_jax.restore import UPSCALE
 from experiments import draw
 from experiments.bench import Bench, Variant
 from experiments.sampling import Experiment
@@ -41,7 +42,7 @@ def path() -> Experiment:
         f"Above: eta, alpha and sigma over t; dots are the {STEPS} evaluations of order 1, SDE, "
         "uniform grid, fidelity 0, seed 0. Below, at every one: x_t / alpha_t decoded, (1 - eta) "
         "x0 + eta x_lr with its noise, and the prediction of x0 decoded, without colour fix; "
-        "the table is of the predictions.",
+        "the tables are of the predictions.",
         extra=_draw_path,
     )
 
@@ -51,9 +52,6 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
     schedule = make_schedule(model.config.process)
     table = make_table(schedule, steps=STEPS, order=1)
     graphdef, state = nnx.split(model)
-    pair = bench.pairs[bench.shown]
-    height, width = _whole(pair.lr.shape[:2], model)
-    lr = jnp.asarray(pair.lr[None, :height, :width], jnp.float32) / 255
 
     @jax.jit
     def run(state: nnx.State, lr: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,8 +80,14 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
         ]
         return decoded[0], decoded[1]
 
-    states, predictions = (np.asarray(a) for a in run(state, lr))
-    reference = pair.hr[: states.shape[1], : states.shape[2]]
+    pictures, scores = {}, {}
+    for source in bench.sources:
+        pair = bench.pairs_of(source)[bench.shown]
+        height, width = _whole(pair.lr.shape[:2], model)
+        lr = jnp.asarray(pair.lr[None, :height, :width], jnp.float32) / 255
+        pictures[source] = tuple(np.asarray(a) for a in run(state, lr))
+        hr = pair.hr[: UPSCALE * height, : UPSCALE * width]
+        scores[source] = [[score(p, hr, bench.names) for p in way] for way in pictures[source]]
     rows = [
         {
             "label": f"t = {table.t[i]:g}",
@@ -91,12 +95,12 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
             "eta": float(table.eta[i]),
             "alpha": float(table.alpha[i]),
             "sigma": float(table.sigma[i]),
-            "mean": score(predictions[i], reference, bench.names),
-            "state": score(states[i], reference, bench.names),
+            "state": {source: states[i] for source, (states, _) in scores.items()},
+            "mean": {source: predictions[i] for source, (_, predictions) in scores.items()},
         }
         for i in range(STEPS)
     ]
-    draw.path(target, schedule, rows, states, predictions)
+    draw.path(target, schedule, rows, pictures)
     return rows
 
 

@@ -12,7 +12,7 @@ from experiments import draw, process, sampling
 from experiments.bench import PUBLISHED, Bench, Measured
 from experiments.sampling import Experiment
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     make.__name__: make
     for make in (
         sampling.steps,
@@ -39,55 +39,46 @@ def kept(path: Path, settings: dict[str, Any]) -> bool:
     """Whether a result with these settings and all its figures lie at `path` (JSON)."""
     try:
         stored = json.loads(path.read_text())
-        figures = [path.parent / name for name in stored["figures"]]
-        return stored["settings"] == settings and all(f.exists() for f in figures)
+        figures = [name for name in (stored["figure"], *stored["crops"].values()) if name]
+        there = all((path.parent / name).exists() for name in figures)
+        return there and stored["settings"] == settings
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def run(
-    path: Path, experiment: Experiment, bench: Bench, settings: dict[str, Any], facts: dict
-) -> None:
-    """Measure and draw; the JSON, which says that all is there, is written last."""
-    figures, name = [], path.stem
+def run(path: Path, experiment: Experiment, bench: Bench, settings: dict[str, Any]) -> None:
+    """Measure and draw; what was there goes first, the JSON that says that all is there last."""
+    figure, crops = path.with_suffix(".png"), {}
+    for old in (path, figure, *path.parent.glob(f"{path.stem}_*.png")):
+        old.unlink(missing_ok=True)
     if experiment.extra is not None:
-        figures.append(f"{name}.png")
-        rows, references = experiment.extra(bench, path.parent / figures[-1]), []
+        rows, references = experiment.extra(bench, figure), []
     else:
         measured = [bench.measure(variant) for variant in experiment.variants]
         references = [m.as_row(bench.names) for m in bench.references]
         rows = [m.as_row(bench.names) for m in measured]
-        figures += _figures(path, experiment, bench, measured)
+        if experiment.axis is not None:
+            draw.curves(figure, bench, measured, axis=experiment.axis, timed=experiment.timed)
+        crops = _draw_crops(path, experiment, bench, measured)
     content = {
         "settings": settings,
-        **facts,
-        "metrics": bench.names,
-        "left_out": bench.left_out,
-        "figures": figures,
+        "figure": figure.name if experiment.extra or experiment.axis else None,
+        "crops": crops,
         "references": references,
         "rows": rows,
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _figures(
+def _draw_crops(
     path: Path, experiment: Experiment, bench: Bench, measured: list[Measured]
-) -> list[str]:
-    figures = []
-    if experiment.axis is not None:
-        figures.append(f"{path.stem}.png")
-        draw.curves(
-            path.parent / figures[-1],
-            measured,
-            bench.references,
-            bench.names,
-            axis=experiment.axis,
-            timed=experiment.timed,
-        )
-    if experiment.shown:
-        by_label = {m.variant.label: m for m in measured}
-        figures.append(f"{path.stem}_crops.png")
-        shown = [by_label[label] for label in experiment.shown]
-        spread = path.stem == process.seeds.__name__
-        draw.sheet(path.parent / figures[-1], bench, shown, spread=spread)
-    return figures
+) -> dict[str, str]:
+    """Sheets of crops beside a result: source -> file name."""
+    by_label = {m.variant.label: m for m in measured}
+    shown = [by_label[label] for label in experiment.shown]
+    spread = path.stem == process.seeds.__name__
+    crops = {}
+    for source in bench.sources if shown else ():
+        crops[source] = f"{path.stem}_{source}.png"
+        draw.sheet(path.parent / crops[source], bench, source, shown, spread=spread)
+    return crops

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,23 +25,30 @@ from dossr_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A metric of pyiqa, and its files below the folder of torch.hub, or of the Hugging Face hub.
+    """A metric of pyiqa, and the files it is built from.
 
-    `least`: smallest side that its network can take.
+    Attributes:
+      files: below the folder of torch.hub.
+      cached: (repository, file) in the Hugging Face cache, for timm.
+      least: smallest side that is measured. LPIPS and CLIP-IQA need 31 pixels; MANIQA looks at
+        crops of 224, and pyiqa enlarges what has no more than that.
     """
 
     title: str
     better: Literal["higher", "lower"]
     needs_reference: bool
     files: tuple[Path, ...]
+    cached: tuple[tuple[str, str], ...] = ()
     least: int = 32
 
 
-def _model(title: str, better: str, needs_reference: bool, *files: str, least: int = 32) -> Model:
-    return Model(title, better, needs_reference, tuple(map(Path, files)), least)
+def _model(title: str, better: str, needs_reference: bool, *files: str, **options: Any) -> Model:
+    return Model(title, better, needs_reference, tuple(map(Path, files)), **options)
 
 
-# Names of pyiqa 0.1.16; files as its sources name them.
+_VIT = (("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors"),)
+_RESNET = (("timm/resnet50.a1_in1k", "model.safetensors"),)
+# Names, files and repositories of pyiqa 0.1.16 and timm 1.0.
 MODELS: dict[str, Model] = {
     "lpips": _model(
         "LPIPS 0.1, AlexNet",
@@ -48,7 +56,6 @@ MODELS: dict[str, Model] = {
         True,
         "pyiqa/LPIPS_v0.1_alex-df73285e.pth",
         "checkpoints/alexnet-owt-7be5be79.pth",
-        least=64,
     ),
     "dists": _model(
         "DISTS",
@@ -59,12 +66,22 @@ MODELS: dict[str, Model] = {
     ),
     "clipiqa": _model("CLIP-IQA, ResNet-50", "higher", False, "clip/RN50.pt"),
     "musiq": _model("MUSIQ, KonIQ-10k", "higher", False, "pyiqa/musiq_koniq_ckpt-e95806b9.pth"),
-    "maniqa": _model("MANIQA, KonIQ-10k", "higher", False, "pyiqa/ckpt_koniq10k.pt", least=224),
+    "maniqa": _model(
+        "MANIQA, KonIQ-10k", "higher", False, "pyiqa/ckpt_koniq10k.pt", cached=_VIT, least=224
+    ),
     "topiq_nr": _model(
-        "TOPIQ, KonIQ-10k", "higher", False, "pyiqa/cfanet_nr_koniq_res50-9a73138b.pth"
+        "TOPIQ, KonIQ-10k",
+        "higher",
+        False,
+        "pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",
+        cached=_RESNET,
     ),
     "topiq_fr": _model(
-        "TOPIQ, KADID-10k", "higher", True, "pyiqa/cfanet_fr_kadid_res50-2c4cc61d.pth"
+        "TOPIQ, KADID-10k",
+        "higher",
+        True,
+        "pyiqa/cfanet_fr_kadid_res50-2c4cc61d.pth",
+        cached=_RESNET,
     ),
 }
 
@@ -77,13 +94,8 @@ def hub_folder() -> Path:
 
 
 def check(name: str) -> None:
-    """Raise UserError where pyiqa or a file of weights is missing."""
-    for file in MODELS[name].files:
-        path = hub_folder() / file
-        if not path.is_file():
-            raise UserError(f"{name}: {path} is missing; put the weights of that name there")
-    if importlib.util.find_spec("pyiqa") is None:
-        raise UserError(f"{name}: pyiqa is not installed; pip install 'dossr-jax[iqa]'")
+    """Raise UserError where pyiqa or a file of weights is missing, or does not build the metric."""
+    _metric(name)
 
 
 def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float:
@@ -102,24 +114,47 @@ def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float
 
 @functools.cache
 def _metric(name: str) -> Callable[..., Any]:
-    check(name)
+    if importlib.util.find_spec("pyiqa") is None:
+        raise UserError(f"{name}: pyiqa is not installed; pip install 'dossr-jax[iqa]'")
     with _offline(name):
+        _check_files(name)
         import pyiqa
 
-        return pyiqa.create_metric(name, device="cpu")
+        # pyiqa prints which files it loads; standard output belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return pyiqa.create_metric(name, device="cpu")
+
+
+def _check_files(name: str) -> None:
+    """Raise UserError that names the first file that is missing."""
+    for file in MODELS[name].files:
+        path = hub_folder() / file
+        if not path.is_file():
+            raise UserError(f"{name}: {path} is missing; put the weights of that name there")
+    for repository, file in MODELS[name].cached:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(repository, file), str):
+            raise UserError(
+                f"{name}: {file} of {repository} is missing in {constants.HF_HUB_CACHE}; "
+                f"put it there by 'hf download {repository} {file}'"
+            )
 
 
 @contextlib.contextmanager
 def _offline(name: str) -> Iterator[None]:
-    """Inside, no connection can be made; whatever goes wrong is a UserError."""
+    """Inside, no connection can be made and no host looked up; what goes wrong is a UserError."""
 
-    def refuse(*arguments: Any) -> None:
-        raise OSError("it wants to download a file")
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError("a file that is missing, or is not the published one, would be downloaded")
 
     kept, os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE"), "1"
     connect, socket.socket.connect = socket.socket.connect, refuse
+    look_up, socket.getaddrinfo = socket.getaddrinfo, refuse
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # pyiqa and the libraries below it raise almost anything.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
@@ -127,7 +162,7 @@ def _offline(name: str) -> Iterator[None]:
             f"Face cache ({reason}); see docs/evaluation.md for the files it needs"
         ) from error
     finally:
-        socket.socket.connect = connect
+        socket.socket.connect, socket.getaddrinfo = connect, look_up
         if kept is None:
             del os.environ["HF_HUB_OFFLINE"]
         else:
