@@ -1,11 +1,20 @@
-"""Strictness for every test: silent broadcasting across ranks raises, hypothesis is fixed."""
+"""For every test: broadcasting across ranks raises, hypothesis is fixed, compiling is shared."""
 
+import os
+import tempfile
 from pathlib import Path
 
-import hypothesis
-import jax
-import numpy as np
-import pytest
+# Many tests compile the same programs, and so do the processes that they start: within one run of
+# pytest, whose workers get this from their parent, once is enough. JAX reads it when imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -30,3 +39,12 @@ def x64():
     """Float64 inside the test: `pytestmark = pytest.mark.usefixtures("x64")` for a whole module."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """XLA optimises little: half the time to compile, for tests of what is around the programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

@@ -24,18 +24,18 @@ from dossr_jax.training.journal import METRICS_FILE, Journal
 from dossr_jax.training.loop import train
 from dossr_jax.training.validation import IMAGES, bucket_times, spread_times
 
+# A run that goes on is compared with one that did not stop: of the same programs, whichever.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, compiled_quickly):
     """Train on a few pairs, from a random model, into the folder given as `output`."""
     folder = tmp_path_factory.mktemp("start")
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     pairs, model = write_pairs(folder / "pairs"), write_model(folder / "m.safetensors", SMALL)
-    yield functools.partial(train, data=pairs, init=model)
-    jax.config.update("jax_compilation_cache_dir", None)
+    return functools.partial(train, data=pairs, init=model)
 
 
 def config_of(stage="rrdb", **changes):
@@ -123,7 +123,15 @@ def test_a_stopped_run_ends_as_one_that_was_not(run, tmp_path, stop_at):
     assert [entry["step"] for entry in lines(parts, "validation")] == [0, 4, 6]
 
 
-def test_ctrl_c_stops_a_run_and_a_second_one_at_once(run, tmp_path, stop_at):
+@pytest.fixture
+def heeding_ctrl_c():
+    """A shell has what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_a_run_and_a_second_one_at_once(run, tmp_path, stop_at, heeding_ctrl_c):
     stop_at(2, signal.SIGINT)
     assert not run(CONFIG, output=tmp_path).complete
     assert saved(tmp_path, CONFIG)[0] == 2

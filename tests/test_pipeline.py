@@ -222,15 +222,15 @@ def test_running_out_of_memory_is_said_of_each_image(upscaler, monkeypatch):
     assert all("not enough memory" in str(error) for error in results.values())
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_pre_restorers_of_smaller_scale_fold_pixels_and_enlarge(scale):
+@pytest.mark.parametrize(("scale", "size"), [(1, (33, 20)), (2, (5, 7))])
+def test_pre_restorers_of_smaller_scale_fold_pixels_and_enlarge(scale, size):
+    """In tiles and whole."""
     model = tiny_model()
     config = dataclasses.replace(model.config.rrdb, scale=scale, upsampler="nearest")
     model.rrdb = RRDBNet(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     model.config = dataclasses.replace(model.config, rrdb=config)
     made = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
-    for size in ((5, 7), (33, 20)):
-        assert made.restore(picture(*size), steps=1).shape == (4 * size[0], 4 * size[1], 3)
+    assert made.restore(picture(*size), steps=1).shape == (4 * size[0], 4 * size[1], 3)
 
 
 _FOUR_DEVICES = """
@@ -243,17 +243,18 @@ assert len(jax.devices()) == 4
 model = tiny_model()
 one = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
 four = Upscaler(model, tile=TILE)
-for size in [(20, 30), (40, 60)]:
-    image = picture(*size)
-    alone = one.restore(image, seed=7)
-    assert_same_picture(alone, four.restore(image, seed=7))
-    batch = [picture(*size, seed=i) for i in range(3)]
-    assert_same_picture(alone, four.restore([*batch, image], seed=7, batch_size=4)[-1])
+size = 40, 60
+image = picture(*size)
+alone = one.restore(image, seed=7)
+assert_same_picture(alone, four.restore(image, seed=7))
+batch = [picture(*size, seed=i) for i in range(3)]
+assert_same_picture(alone, four.restore([*batch, image], seed=7, batch_size=4)[-1])
 print("same")
 """
 
 
 def test_the_number_of_devices_changes_nothing():
+    """In tiles; test_mini.py does the same with the model that ships, on whole canvases, too."""
     tests = Path(__file__).parent
     run = subprocess.run(
         [sys.executable, "-c", _FOUR_DEVICES.format(tests=str(tests))],

@@ -278,7 +278,7 @@ class Spy(Memory):
     def __getitem__(self, index):
         names = ("jax", "orbax", "tensorflow", "torch", "dossr_jax.pipeline")
         found = [name for name in names if sys.modules.get(name) is not None]
-        main = Path(sys.modules["__main__"].__file__).name
+        main = Path(getattr(sys.modules["__main__"], "__file__", "")).name  # xdist's has none
         if found or main != "worker.py":
             raise UserError(f"{main} imported {found}")
         return super().__getitem__(index)

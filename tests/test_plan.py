@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from crashing import CrashingJob
 from models import TINY, tiny_model
 from small import make_batch, make_config
 
@@ -29,7 +30,11 @@ from dossr_jax.plan import (
 )
 from dossr_jax.plan.__main__ import changed, main
 from dossr_jax.plan.report import Report, remedy
-from dossr_jax.plan.search import largest_batch
+from dossr_jax.plan.search import Found, largest_batch
+from dossr_jax.plan.trials import plan_apart, plan_here
+
+# What is asserted of compiled programs are arguments, counts and sums, not how fast they are.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,6 +119,32 @@ def test_search_ends_at_the_largest_batch_that_fits(first, capacity):
     found = largest_batch(compiled, compiled(first), 4)
     assert found.largest == max(fitting, default=0)
     assert len(found.tried) <= 6
+
+
+@pytest.mark.parametrize(
+    ("first", "crashes"), [(4, {8, 28}), (8, {8}), (4, {4, 8, 12}), (64, {32})]
+)
+def test_search_goes_around_batches_at_which_the_compiler_crashes(first, crashes):
+    def compiled(batch):
+        if batch in crashes:
+            return make_report(batch, False, None, usable=16.0, crashed=True)
+        return make_report(batch, 2 + batch / 2 <= 16, 2 + batch / 2, usable=16.0)
+
+    found = largest_batch(compiled, compiled(first), 4)
+    assert found.largest == (24 if 28 in crashes else 28) and len(found.tried) <= 6
+    assert max(n for n, r in found.tried.items() if r.fits) == found.largest
+
+
+def test_a_compiler_that_crashes_takes_only_its_own_process_along():
+    job, target = CrashingJob(crashes=(2,)), open_slice("cpu")
+    report = plan_apart(job, target, 2, quick=True)
+    assert report.crashed and not report.fits and report.samples == 2
+    described = text.describe(report, {"what": "train", "config": "x", "size": 8})
+    assert "the compiler crashed" in described and "NOT KNOWN" in described
+    assert "2 (2 a device): ?, refused" in text.describe_search(Found(0, {2: report}))
+    here, apart = (way(job, target, 3, quick=True) for way in (plan_here, plan_apart))
+    assert apart.fits and not apart.crashed
+    assert dataclasses.replace(apart, seconds={}) == dataclasses.replace(here, seconds={})
 
 
 def test_remedies_name_what_can_still_be_changed():

@@ -16,6 +16,9 @@ from dossr_jax.convert.__main__ import main as convert
 from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.pipeline import Upscaler
 
+# Files and arguments are what counts here; test_training.py has the numbers.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):

@@ -1,7 +1,8 @@
 """Will a job fit? Programs compiled ahead of time for devices that are not there.
 
 `chips` knows the accelerators, `programs` builds the very training step and restoring program
-with shapes in place of arrays, `hlo` reads what XLA made of them, `report` says what that means.
+with shapes in place of arrays, `hlo` reads what XLA made of them, `report` says what that means,
+`trials` and `search` do so at several batches.
 `python -m dossr_jax.plan --help`.
 """
 

@@ -14,7 +14,7 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from dossr_jax.errors import UserError
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
 from dossr_jax.plan.chips import Slice, open_slice
-from dossr_jax.plan.programs import restore_program, sample_flops, train_program
-from dossr_jax.plan.report import Report, plan, remedy, versions
+from dossr_jax.plan.programs import sample_flops
+from dossr_jax.plan.report import Report, remedy, versions
 from dossr_jax.plan.search import largest_batch
+from dossr_jax.plan.trials import Job, RestoreJob, TrainJob, plan_apart, plan_here
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -112,22 +113,15 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
 
 def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
     """Report of the training step, as printed and as written."""
-
-    def compiled(batch: int) -> Report:
-        data = dataclasses.replace(config.data, batch=batch)
-        resized = dataclasses.replace(config, data=data)
-        return plan(train_program(resized, target.devices), target, quick=not args.full_effort)
-
-    parallel = config.parallel
     settings = {
         "what": "train",
         "config": args.config,
         "size": config.data.crop,
         "accumulate": config.optimizer.accumulate,
-        **dataclasses.asdict(parallel),
+        **dataclasses.asdict(config.parallel),
     }
     unit = len(target.devices) * config.optimizer.accumulate
-    record = _run(args, settings, compiled, config.data.batch, unit)
+    record = _run(args, settings, TrainJob(config), target, config.data.batch, unit)
     needed = sample_flops(config)
     record["flops_needed_per_sample"] = needed
     print(f"  operations that a sample needs, nothing recomputed: {text.tera(needed)}")
@@ -138,13 +132,6 @@ def plan_restore(args: argparse.Namespace, config: TrainConfig, target: Slice) -
     """Report of the restoring program, as printed and as written."""
     size = DEFAULT_TILE if args.size is None else args.size
     dtype = config.parallel.dtype
-
-    def compiled(images: int) -> Report:
-        program = restore_program(
-            config.model, target.devices, images=images, size=size, dtype=dtype
-        )
-        return plan(program, target, quick=not args.full_effort)
-
     settings = {
         "what": "restore",
         "config": args.config,
@@ -152,21 +139,30 @@ def plan_restore(args: argparse.Namespace, config: TrainConfig, target: Slice) -
         "dtype": dtype,
         "steps": config.model.sampler.steps,
     }
-    return _run(args, settings, compiled, args.batch or len(target.devices), len(target.devices))
+    job = RestoreJob(config.model, size, dtype)
+    devices = len(target.devices)
+    return _run(args, settings, job, target, args.batch or devices, devices)
 
 
 def _run(
     args: argparse.Namespace,
     settings: dict[str, Any],
-    compiled: Callable[[int], Report],
+    job: Job,
+    target: Slice,
     batch: int,
     unit: int,
 ) -> dict[str, Any]:
     """Plan at a batch and, if wanted, look for the largest; print as it goes."""
+    # A search meets batches at which a compiler crashes; a single plan may crash with it.
+    attempt = plan_apart if args.search else plan_here
+
+    def compiled(samples: int) -> Report:
+        return attempt(job, target, samples, quick=not args.full_effort)
+
     report = compiled(batch)
     print(text.describe(report, settings), flush=True)
     if not report.fits:
-        print(f"  does not fit; try {remedy(report, settings)}", flush=True)
+        print(f"  try {remedy(report, settings)}", flush=True)
     record = settings | report.to_dict()
     if args.search:
         found = largest_batch(compiled, report, unit)

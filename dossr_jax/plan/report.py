@@ -34,6 +34,8 @@ class Report:
       traffic: bytes that operations read and write, by XLA's count, which takes the body of the
         solver's loop once.
       seconds: of tracing, lowering and compiling.
+      refusal: why there is no program. crashed: for the compiler's own sake, which says nothing
+        about larger and smaller ones.
     """
 
     topology: str
@@ -56,6 +58,7 @@ class Report:
     effort: str
     seconds: Mapping[str, float]
     refusal: str | None = None
+    crashed: bool = False
 
     @property
     def bound(self) -> float | None:
@@ -90,18 +93,8 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
     Args:
       quick: let XLA search less, for memory and counts instead of speed.
     """
-    seconds, devices = {}, len(target.devices)
-    common = {
-        "topology": target.topology,
-        "chip": target.chip.name,
-        "devices": devices,
-        "samples": program.samples,
-        "hbm": target.chip.hbm,
-        "usable": target.chip.usable,
-        "arguments": {name: device_bytes(tree) for name, tree in program.arguments.items()},
-        "effort": "quick" if quick else "full",
-        "seconds": seconds,
-    }
+    seconds = {}
+    common = _known_before(program, target, quick) | {"seconds": seconds}
     with compiling_for(target.platform), _timed(seconds, "trace"):
         traced = program.trace()
     with compiling_for(target.platform), _timed(seconds, "lower"):
@@ -124,7 +117,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         with compiling_for(target.platform):
             once = count_flops(program.body())
         flops += (program.repeats - 1) * once
-    exchanged = hlo.collectives(compiled.as_text(), devices)
+    exchanged = hlo.collectives(compiled.as_text(), len(target.devices))
     stats = compiled.memory_analysis()
     new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = (
@@ -146,6 +139,27 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         collectives=exchanged,
         bounds=_bounds(target, flops, traffic, sum(c.sent for c in exchanged.values())),
     )
+
+
+def crashed(program: Program, target: Slice, *, quick: bool) -> Report:
+    """Report of a program at which the compiler crashed, in place of `plan`'s."""
+    known = _known_before(program, target, quick)
+    reason = "the compiler crashed, or took all of this host's memory"
+    return Report(**known, seconds={}, fits=False, crashed=True, refusal=reason)
+
+
+def _known_before(program: Program, target: Slice, quick: bool) -> dict[str, Any]:
+    """What a report says that needs no compiler."""
+    return {
+        "topology": target.topology,
+        "chip": target.chip.name,
+        "devices": len(target.devices),
+        "samples": program.samples,
+        "hbm": target.chip.hbm,
+        "usable": target.chip.usable,
+        "arguments": {name: device_bytes(tree) for name, tree in program.arguments.items()},
+        "effort": "quick" if quick else "full",
+    }
 
 
 def device_bytes(tree: Any) -> float:

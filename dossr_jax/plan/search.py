@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 
 from dossr_jax.plan.report import Report
@@ -21,32 +22,31 @@ class Found:
 def largest_batch(compiled: Callable[[int], Report], first: Report, unit: int) -> Found:
     """Search multiples of `unit` for the largest batch that fits.
 
-    Two compiles give a line, its crossing with the capacity a guess, and one more a check.
+    Two compiles give a line, its crossing with the capacity a guess, and one more a check. A
+    batch at which the compiler crashes says nothing about others: its neighbours are tried.
 
     Args:
       compiled: plans a batch. first: its report at some batch.
       unit: what batches are multiples of.
     """
     tried = {first.samples: first}
-
-    def fits(batch: int) -> bool:
-        if batch not in tried:
-            tried[batch] = compiled(batch)
-        return tried[batch].fits
-
-    low = max((n for n, r in tried.items() if r.fits), default=0)
-    high = min((n for n, r in tried.items() if not r.fits), default=None)
-    while len(tried) < _MOST_TRIALS and (high is None or high - low > unit):
+    while len(tried) < _MOST_TRIALS:
+        low = max((n for n, r in tried.items() if r.fits), default=0)
+        high = min((n for n, r in tried.items() if not (r.fits or r.crashed)), default=None)
         guess = _guess(tried, unit) or (2 * low if low else first.samples // 2 // unit * unit)
         # Between the largest that fits and the smallest that does not, if there is one.
         guess = max(guess, low + unit)
         if high is not None:
             guess = min(guess, high - unit)
-        if fits(guess):
-            low = guess
-        else:
-            high = guess
-    return Found(low, tried)
+        least = max(guess, low + unit)
+        above = itertools.count(least, unit) if high is None else range(least, high, unit)
+        batch = next(
+            (n for n in itertools.chain(range(guess, low, -unit), above) if n not in tried), None
+        )
+        if batch is None:
+            break
+        tried[batch] = compiled(batch)
+    return Found(max((n for n, r in tried.items() if r.fits), default=0), tried)
 
 
 def _guess(tried: Mapping[int, Report], unit: int) -> int | None:

@@ -46,7 +46,7 @@ def describe(report: Report, settings: Mapping[str, Any]) -> str:
         ("(highest at any time, by XLA)", report.peak),
     ]
     lines += [f"    {label:36}{_gib(size)}" for label, size in rows if size is not None]
-    verdict = "fits" if report.fits else "DOES NOT FIT"
+    verdict = "fits" if report.fits else "NOT KNOWN" if report.crashed else "DOES NOT FIT"
     lines.append(
         f"    {'to be had':36}{_gib(report.usable)} of {report.hbm / GIB:.4g} GiB: {verdict}"
     )
@@ -78,6 +78,8 @@ def describe_search(found: Found) -> str:
     lines = ["  search of the largest batch"]
     for batch, report in sorted(found.tried.items()):
         verdict = "fits" if report.fits else "does not fit"
+        if report.crashed:
+            verdict = f"refused ({report.refusal})"
         lines.append(
             f"    {batch} ({batch / report.devices:g} a device): {_gib(report.memory)}, {verdict}"
         )

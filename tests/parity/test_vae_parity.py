@@ -21,7 +21,9 @@ SMALL = VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1)
     ("config", "size", "tolerance"),
     [
         pytest.param(SMALL, (24, 32), 5e-6, id="small"),
-        pytest.param(VAEConfig(), (192, 256), 2e-5, id="full", marks=pytest.mark.slow),
+        pytest.param(
+            VAEConfig(), (192, 256), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.large]
+        ),
     ],
 )
 def test_vae(config, size, tolerance):
