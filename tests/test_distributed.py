@@ -17,7 +17,8 @@ from runs import write_model
 from configs import CONFIGS
 from dossr_jax import weights
 
-pytestmark = pytest.mark.slow
+# Processes that wait for each other give up when other tests keep the cores from them.
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 STEPS = 20
 LAYOUTS = {"one": (1, 1, 1), "four": (1, 4, 2), "two by two": (2, 2, 2)}

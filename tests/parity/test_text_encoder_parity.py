@@ -123,7 +123,7 @@ def test_small(skip_layers, dtype, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.large
+@pytest.mark.alone
 def test_full_size():
     # 23 blocks and sums of up to 4096 terms in float32.
     assert relative_error(TextConfig(projection_dim=0), "float32") < 2e-5

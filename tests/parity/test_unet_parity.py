@@ -22,7 +22,7 @@ SMALL = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), head_dim=16, conte
     ("config", "tolerance"),
     [
         pytest.param(SMALL, 5e-6, id="small"),
-        pytest.param(UNetConfig(), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.large]),
+        pytest.param(UNetConfig(), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.alone]),
     ],
 )
 def test_unet(config, tolerance):

@@ -22,7 +22,7 @@ SMALL = VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1)
     [
         pytest.param(SMALL, (24, 32), 5e-6, id="small"),
         pytest.param(
-            VAEConfig(), (192, 256), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.large]
+            VAEConfig(), (192, 256), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.alone]
         ),
     ],
 )
