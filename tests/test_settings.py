@@ -20,7 +20,7 @@ from dossr_jax.pipeline import MAX_STEPS, Settings, choices
         "order": [0, 4, "3"],
         "scheme": ["fast"],
         "solver": ["euler", ""],
-        "start": ["hr", None],
+        "start": ["hr", ""],
         "grid": ["karras"],
         "seed": [-1, 2**32, 0.5, "0", [1, 2**32], [0.5], None],
         "cfg_scale": [math.nan, math.inf, None],
