@@ -36,6 +36,7 @@ def launch(tmp_path_factory):
     variables = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # a program for each layout: minutes else
     }
 
     def start(layout: str, output: Path, steps: int = STEPS, *arguments):
