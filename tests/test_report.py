@@ -227,7 +227,7 @@ def test_a_model_trained_from_noise_is_compared_where_it_is_given(
     noise = tmp_path / "noise.safetensors"
     save_model(noise, changed_in(network, "control"))
     plain = report.runner.EXPERIMENTS["start"]()
-    assert "no ControlNet trained from noise" in plain.text
+    assert "No ControlNet trained from noise" in plain.text
     out = tmp_path / "out"
     assert report.main(call(model, data, out, "--only", "start", "--noise-model", noise)) == 0
     content, page = stored(out, "start"), (out / "results.md").read_text()
@@ -245,7 +245,7 @@ def test_a_model_trained_from_noise_is_compared_where_it_is_given(
 
 def test_networks_that_differ_beside_the_control_net_are_named(report, network, model):
     other = Upscaler(changed_in(network, "vae", "control"))
-    assert "it differs in vae too" in report._about(model, Upscaler(network), other)
+    assert "ControlNet it differs in vae too" in report._about(model, Upscaler(network), other)
 
 
 @pytest.mark.parametrize("option", ["--data", "--model"])
