@@ -122,11 +122,11 @@ def _about(file: Path, upscaler: Upscaler, noise: Upscaler) -> str:
         for name in ours.keys() | theirs.keys()
         if name not in ours or name not in theirs or not np.array_equal(ours[name], theirs[name])
     } - {"control"}
-    other = f"it differs in {', '.join(sorted(differing))} too" if differing else "it is equal"
+    other = f"differs in {', '.join(sorted(differing))} too" if differing else "is equal"
     return (
-        f'rows "trained from noise" are of {file.name} (SHA-256 {digest_of(file)[:16]}...), whose '
-        "ControlNet was trained as usual, from noise, with 5, 15 and 50 steps of DDPM (order 1, "
-        f"SDE) and DDIM (order 1, ODE); but for the ControlNet {other}."
+        f'Rows "trained from noise" start from noise with {file.name} (SHA-256 '
+        f"{digest_of(file)[:16]}...), whose ControlNet was trained as usual, from noise; but for "
+        f"the ControlNet it {other}. DDPM is order 1, SDE; DDIM is order 1, ODE."
     )
 
 

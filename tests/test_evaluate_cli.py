@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from models import tiny_model
 from pictures import picture, save
+from small import SMALL
 from test_cli import assert_one_error
 
 from dossr_jax import weights
@@ -18,9 +19,14 @@ from dossr_jax.evaluate.scores import OWN
 
 
 @pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
+def network():
+    return tiny_model(config=SMALL)
+
+
+@pytest.fixture(scope="module")
+def model_file(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save_model(path, tiny_model())
+    weights.save_model(path, network)
     return path
 
 
@@ -80,7 +86,7 @@ def test_bicubic_baseline_is_what_a_folder_of_its_images_is(folders):
     assert baseline["cost"]["parameters"] == baseline["cost"]["evaluations"] == 0
 
 
-def test_model_and_baselines_on_degraded_images(folders, model_file, capsys):
+def test_model_and_baselines_on_degraded_images(folders, network, model_file, capsys):
     out = folders / "out"
     arguments = ["--hr", str(folders / "hr"), "--preset", "bicubic", "--model", str(model_file)]
     arguments += ["--baselines", "bicubic", "pre-restored", "ddpm-5", "ddim-15", "--tile", "128"]
@@ -92,7 +98,7 @@ def test_model_and_baselines_on_degraded_images(folders, model_file, capsys):
     evaluations = {name: cost["evaluations"] for name, cost in costs.items()}
     # Guidance evaluates the network twice a step.
     assert evaluations == {"bicubic": 0, "pre-restored": 0, "ddpm-5": 10, "ddim-15": 30, "tiny": 4}
-    sizes = {name: param.size for name, param in weights.names_and_params(tiny_model())}
+    sizes = {name: param.size for name, param in weights.names_and_params(network)}
     assert costs["tiny"]["parameters"] == sum(sizes.values())
     rrdb = sum(size for name, size in sizes.items() if name.startswith("rrdb"))
     assert costs["pre-restored"]["parameters"] == rrdb

@@ -7,6 +7,7 @@ import shutil
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,6 +22,14 @@ from dossr_jax.weights import names_and_params, save_model
 
 pytest.importorskip("matplotlib")
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half the time for programs that run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,7 @@ def stored(out: Path, name: str) -> dict:
 @pytest.fixture(scope="module")
 def written(report, model, data, tmp_path_factory) -> tuple[Path, list[str]]:
     out = tmp_path_factory.mktemp("out")
-    arguments = call(model, data, out, "--only", "order", "solver")
+    arguments = call(model, data, out, "--only", "seeds", "solver")
     assert report.main(arguments) == 0
     return out, arguments
 
@@ -145,7 +154,7 @@ def check_figures(out: Path, name: str, sources: list[str]) -> None:
         assert (out / "results" / figure).stat().st_size < 300_000
 
 
-@pytest.mark.parametrize("name", ["order", "solver"])
+@pytest.mark.parametrize("name", ["seeds", "solver"])
 def test_every_figure_of_the_page_is_there_and_shows_something(written, name):
     check_figures(written[0], name, ["given"])
 
@@ -181,7 +190,7 @@ def test_what_is_stale_runs_again_and_is_not_shown(
     page, said = (copied / "results.md").read_text(), capsys.readouterr().out
     assert "ODE against SDE" in page
     others = changed != "figure"  # which belongs to one experiment alone
-    assert ("Solver order" not in page) == others == ("not on the page" in said)
+    assert ("Seed sensitivity" not in page) == others == ("not on the page" in said)
 
 
 def test_a_run_leaves_no_figure_of_the_one_before(report, written, model, data, copied):
@@ -189,8 +198,10 @@ def test_a_run_leaves_no_figure_of_the_one_before(report, written, model, data, 
     (results / "solver_light.png").touch()
     assert report.main(call(model, data, copied, "--only", "solver", "--overwrite")) == 0
     here = {path.name for path in results.iterdir()}
-    figures = {f"{name}{end}" for name in ("order", "solver") for end in (".png", "_given.png")}
-    assert here == figures | {"order.json", "solver.json"}
+    assert here == {
+        *("seeds.json", "seeds_given.png"),
+        *("solver.json", "solver.png", "solver_given.png"),
+    }
 
 
 def test_every_preset_has_its_table_its_curves_and_its_crops(report, model, photos, mild, tmp_path):
@@ -216,7 +227,7 @@ def test_a_model_trained_from_noise_is_compared_where_it_is_given(
     noise = tmp_path / "noise.safetensors"
     save_model(noise, changed_in(network, "control"))
     plain = report.runner.EXPERIMENTS["start"]()
-    assert "no ControlNet trained from noise" in plain.text
+    assert "No ControlNet trained from noise" in plain.text
     out = tmp_path / "out"
     assert report.main(call(model, data, out, "--only", "start", "--noise-model", noise)) == 0
     content, page = stored(out, "start"), (out / "results.md").read_text()
@@ -234,7 +245,7 @@ def test_a_model_trained_from_noise_is_compared_where_it_is_given(
 
 def test_networks_that_differ_beside_the_control_net_are_named(report, network, model):
     other = Upscaler(changed_in(network, "vae", "control"))
-    assert "it differs in vae too" in report._about(model, Upscaler(network), other)
+    assert "ControlNet it differs in vae too" in report._about(model, Upscaler(network), other)
 
 
 @pytest.mark.parametrize("option", ["--data", "--model"])

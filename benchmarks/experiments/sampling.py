@@ -115,9 +115,9 @@ def start(noise_trained: str = "") -> Experiment:
     text = (
         "From noise: plain diffusion (eta = 0) over all T times, the ControlNet's hint still "
         "there. Order 1, SDE, uniform grid, ending at x0, fidelity 0. The ControlNet was trained "
-        "on the shifted process alone, which favours the start from LR: "
+        "on the shifted process alone, which favours the start from LR. "
     )
-    text += noise_trained or "no ControlNet trained from noise was measured beside it."
+    text += noise_trained or "No ControlNet trained from noise was measured beside it."
     return Experiment(
         "Start from LR against start from noise", text, tuple(variants), "steps", shown=tuple(shown)
     )
