@@ -17,5 +17,7 @@ CONFIG = TrainConfig(
     times="visited",
     prompts="both",
     learn_decoder=True,
+    coarse_weights=(0.5, 1, 1),
+    ssim_weight=0.5,
     steps=12_000,
 )

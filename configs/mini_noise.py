@@ -9,4 +9,6 @@ import dataclasses
 
 from configs.mini_dossr import CONFIG as MINI_DOSSR
 
-CONFIG = dataclasses.replace(MINI_DOSSR, start="noise", times="all")
+CONFIG = dataclasses.replace(
+    MINI_DOSSR, start="noise", times="all", coarse_weights=(), ssim_weight=0.0
+)

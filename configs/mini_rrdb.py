@@ -1,4 +1,4 @@
-"""Pre-restorer of dossr-mini: L1 alone; second of the four stages.
+"""Pre-restorer of dossr-mini: L1, of coarser grids too; second of the four stages.
 
 python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
 """
@@ -10,6 +10,7 @@ CONFIG = TrainConfig(
     stage="rrdb",
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.995),
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
+    coarse_weights=(1, 2, 4, 4),
     steps=8000,
 )

@@ -350,6 +350,9 @@ class TrainConfig:
     `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
     `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
     "empty" prompt as published, or "both" stored ones, as likely.
+    `coarse_weights` add to the L1 losses of the pre-restorer and of DoSSR those of the error averaged
+    over 2x2, 4x4, ... places; `ssim_weight` adds 1 - SSIM of DoSSR's decoded prediction. Both are
+    none as published.
     `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 
@@ -360,6 +363,8 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     steps: int = 50_000
     kl_weight: float = 3e-4
+    coarse_weights: tuple[float, ...] = ()
+    ssim_weight: float = 0.0
     start: Literal["lr", "noise"] = "lr"
     times: Literal["all", "visited", "start"] = "all"
     prompts: Literal["empty", "both"] = "empty"
@@ -389,6 +394,19 @@ class TrainConfig:
         _require(
             self.data.crop % unit == 0,
             f"data.crop {self.data.crop} is not a multiple of {unit}, the model's coarsest pixel",
+        )
+        pixel = self.model.vae.downscale if self.stage == "dossr" else 1
+        _require(
+            self.data.crop % (pixel << len(self.coarse_weights)) == 0,
+            f"coarse_weights: data.crop {self.data.crop} does not halve that often",
+        )
+        _require(
+            not self.coarse_weights or (self.stage in ("rrdb", "dossr") and self.start == "lr"),
+            'coarse_weights are for stages "rrdb" and "dossr" with start "lr"',
+        )
+        _require(
+            not self.ssim_weight or (self.stage == "dossr" and self.start == "lr"),
+            'ssim_weight is for stage "dossr" with start "lr"',
         )
         _require(
             self.stage == "dossr" or not (self.learn_decoder or self.lora_rank),
