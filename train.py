@@ -12,15 +12,20 @@ from typing import Any
 import jax
 import ml_dtypes
 
-from configs import CONFIGS, MODULES
-from dossr_jax import training, weights
-from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_dict
-from dossr_jax.convert.__main__ import convert
-from dossr_jax.convert.release import check_release_shape
-from dossr_jax.errors import UserError
-from dossr_jax.training.loop import Trained, start_crops, train
-
 BAD_INPUT = 2
+
+try:
+    from configs import CONFIGS, MODULES
+    from dossr_jax import training, weights
+    from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_dict
+    from dossr_jax.convert.__main__ import convert
+    from dossr_jax.convert.release import check_release_shape
+    from dossr_jax.errors import UserError
+    from dossr_jax.training.loop import Trained, start_crops, train
+except ModuleNotFoundError as lack:
+    print(f"error: {lack}; training needs an extra: pip install '.[train]'", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
 _EXPORT_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": None}
 _EXAMPLES = """\
 examples:

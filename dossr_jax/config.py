@@ -350,9 +350,9 @@ class TrainConfig:
     `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
     `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
     "empty" prompt as published, or "both" stored ones, as likely.
-    `coarse_weights` add to the L1 losses of the pre-restorer and of DoSSR those of the error averaged
-    over 2x2, 4x4, ... places; `ssim_weight` adds 1 - SSIM of DoSSR's decoded prediction. Both are
-    none as published.
+    `coarse_weights` add to the L1 losses of the pre-restorer and of DoSSR those of the error
+    averaged over 2x2, 4x4, ... places; `ssim_weight` adds 1 - SSIM of DoSSR's decoded prediction.
+    Both are none as published.
     `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 

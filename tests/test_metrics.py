@@ -79,3 +79,23 @@ def test_an_image_stands_for_itself_alone():
 def test_too_small_for_the_window_is_an_error():
     with pytest.raises(ValueError, match="11x11"):
         metrics.ssim(jnp.zeros((1, 10, 40, 3)), jnp.zeros((1, 10, 40, 3)), data_range=1.0)
+
+
+def test_octave_ssim_is_the_mean_over_halved_images():
+    image, reference = (jnp.asarray(a) for a in photos("float32", (2, 48, 64, 3)))
+    halved = [np.asarray(a).reshape(2, 24, 2, 32, 2, 3).mean((2, 4)) for a in (image, reference)]
+    got = metrics.octave_ssim(image, reference, data_range=1.0, octaves=2)
+    want = metrics.ssim(image, reference, data_range=1.0) + metrics.ssim(*halved, data_range=1.0)
+    np.testing.assert_allclose(got, want / 2, rtol=1e-6)
+
+
+def test_lines_longer_than_a_block_of_the_window_agree_too():
+    """The window mean works in blocks: nothing is lost where they meet."""
+    image = photos("float64", (1, 150, 203, 1))[0]
+    want = np.asarray(image)
+    weights = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+    for axis in (1, 2):
+        want = np.apply_along_axis(np.convolve, axis, want, weights / weights.sum(), "valid")
+    with jax.enable_x64(True):
+        got = metrics._window_mean(jnp.asarray(image))
+    np.testing.assert_allclose(got, want, rtol=1e-12)

@@ -1,6 +1,9 @@
 """train.py: from the command line to a model file."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +162,15 @@ def test_the_configurations_are_listed(capsys):
     with pytest.raises(SystemExit):
         train.main(["--config", "tiny"])
     assert "--data, --output needed" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_line_that_names_it():
+    code = "import sys; sys.modules['grain'] = None; import train"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(train.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and ".[train]" in result.stderr

@@ -11,6 +11,7 @@ from small import SMALL, STAGES, make_batch, make_config
 from dossr_jax import parallel, training, weights
 from dossr_jax.config import ParallelConfig, VAEConfig
 from dossr_jax.convert.release import load_release
+from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.errors import UserError
 from dossr_jax.training import params, stages, start
@@ -100,7 +101,7 @@ def test_dossr_loss_is_the_releases(golden_dir):
     def image(name):
         return jnp.asarray(np.moveaxis(archive[name], 1, -1))
 
-    loss = jax.jit(lambda *args: stages.dossr_latent_loss(model, *args))(
+    prediction = jax.jit(lambda *args: stages.shifted_prediction(model, *args))(
         image("train_x"),
         image("train_x_hat"),
         image("eps_hint"),
@@ -108,15 +109,15 @@ def test_dossr_loss_is_the_releases(golden_dir):
         jnp.asarray(archive["eps_t"], jnp.int32),
         image("train_noise"),
     )
+    loss = process.training_loss(image("train_x"), prediction, per_sample=True)
     np.testing.assert_allclose(loss, archive["train_loss_per_sample"], rtol=1e-5)
     np.testing.assert_allclose(np.mean(loss), archive["train_loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("skip", [0.0, 0.8])
-def test_dossr_loss_is_the_definition(skip):
-    """mean |x0 - D|, D = (1 - s eta) (x - sigma e) / alpha + s eta x_lr, from first principles."""
-    process = dataclasses.replace(SMALL.process, lr_skip=skip)
-    config = dataclasses.replace(SMALL, process=process)
+def test_the_shifted_prediction_is_the_definition(skip):
+    """D = (1 - s eta) (x - sigma e) / alpha + s eta x_lr, from first principles."""
+    config = dataclasses.replace(SMALL, process=dataclasses.replace(SMALL.process, lr_skip=skip))
     model = start.make_model(config, 1, zero_output=False)
     rng = np.random.default_rng(0)
     x0, x_lr, eps = rng.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
@@ -128,10 +129,34 @@ def test_dossr_loss_is_the_definition(skip):
     x = alpha * ((1 - eta) * x0 + eta * x_lr) + sigma * eps
     context = jnp.ones((2, 1, 8))
     out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(x_lr))
-    prediction = (1 - skip * eta) * (x - sigma * np.asarray(out)) / alpha + skip * eta * x_lr
-    want = np.abs(x0 - prediction).mean(axis=(1, 2, 3))
-    got = stages.dossr_latent_loss(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    want = (1 - skip * eta) * (x - sigma * np.asarray(out)) / alpha + skip * eta * x_lr
+    got = stages.shifted_prediction(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_coarse_error_is_that_of_averages():
+    """Constant signs survive averaging, alternating ones vanish."""
+    error = np.full((2, 8, 8, 3), -0.5, np.float32)
+    error[1, ::2] *= -1
+    got = stages.coarse_error(jnp.asarray(error), (1.0, 4.0))
+    np.testing.assert_allclose(got, [0.5 * (1 + 4), 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("stage", ["rrdb", "dossr"])
+def test_extra_losses_add_to_the_published_one(stage):
+    """Each is what its weight says, and more with a worse image."""
+    extra = {"coarse_weights": (1.0, 2.0)} | ({"ssim_weight": 0.5} if stage == "dossr" else {})
+    plain, more = make_config(stage), make_config(stage, **extra)
+    mesh, run = begin(stage)
+    model = training.trained_model(run, run.state)
+    inputs = stages.make_inputs(plain, mesh, jax.random.key(3))(make_batch())
+    published, _ = stages.STAGES[stage](model, inputs, None, plain)
+    got, _ = stages.STAGES[stage](model, inputs, None, more)
+    assert (got > published).all()
+    if stage == "rrdb":
+        error = inputs.hr - stages.pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        want = published + stages.coarse_error(error, (1.0, 2.0))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():

@@ -235,7 +235,8 @@ def dossr_loss(
     """Mean |x0 - D| on the shifted process, of HR images and their pre-restored LR partners.
 
     Beyond what is published, `coarse_weights` weigh the error of coarser grids, and `ssim_weight`
-    1 - SSIM of the decoded prediction. With start "noise" it is :func:`diffusion_latent_loss`, with the same hint.
+    1 - SSIM of the decoded prediction. With start "noise" it is :func:`diffusion_latent_loss`, with
+    the same hint.
 
     As published, x0 is a sample of its posterior, x_lr the mode, and the pre-restored image is not
     clipped.
