@@ -15,9 +15,10 @@ CONFIG = TrainConfig(
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.999),
     times="visited",
+    start_share=0.5,
     prompts="both",
     learn_decoder=True,
     coarse_weights=(0.5, 1, 1),
-    ssim_weight=0.5,
+    ssim_weight=1.0,
     steps=12_000,
 )

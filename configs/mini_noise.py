@@ -10,5 +10,5 @@ import dataclasses
 from configs.mini_dossr import CONFIG as MINI_DOSSR
 
 CONFIG = dataclasses.replace(
-    MINI_DOSSR, start="noise", times="all", coarse_weights=(), ssim_weight=0.0
+    MINI_DOSSR, start="noise", times="all", start_share=0.0, coarse_weights=(), ssim_weight=0.0
 )

@@ -347,6 +347,7 @@ class TrainConfig:
     or "noise", a ControlNet trained the usual way, on plain diffusion, for comparisons.
     `times`: which t the DoSSR stage draws from, "all" T as published, the first t1 that a sampler
     of several steps visits ("visited"), or t1 - 1 alone, where a one-step model starts ("start").
+    `start_share` of the samples take t1 - 1 in any case, as every sampler's first step does.
     `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
     `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
     "empty" prompt as published, or "both" stored ones, as likely.
@@ -363,6 +364,7 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     steps: int = 50_000
     kl_weight: float = 3e-4
+    start_share: float = 0.0
     coarse_weights: tuple[float, ...] = ()
     ssim_weight: float = 0.0
     start: Literal["lr", "noise"] = "lr"
@@ -394,6 +396,11 @@ class TrainConfig:
         _require(
             self.data.crop % unit == 0,
             f"data.crop {self.data.crop} is not a multiple of {unit}, the model's coarsest pixel",
+        )
+        _require(
+            not self.start_share
+            or (0 <= self.start_share <= 1 and self.stage == "dossr" and self.start == "lr"),
+            'start_share, from 0 to 1, is for stage "dossr" with start "lr"',
         )
         pixel = self.model.vae.downscale if self.stage == "dossr" else 1
         _require(

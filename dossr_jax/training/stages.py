@@ -164,8 +164,12 @@ def draw_times(keys: Array, config: TrainConfig) -> Array:
     schedule = make_schedule(config.model.process)
     times = len(schedule.alpha) if config.stage == "prior" or config.times == "all" else schedule.t1
     low = times - 1 if config.times == "start" and config.stage == "dossr" else 0
-    draw = jax.vmap(lambda key: jax.random.randint(key, (), low, times))
-    return draw(fold(keys, _TIME))
+    keys = fold(keys, _TIME)
+    t = jax.vmap(lambda key: jax.random.randint(key, (), low, times))(keys)
+    if not config.start_share:
+        return t
+    starts = jax.vmap(lambda key: jax.random.bernoulli(key, config.start_share))(fold(keys, 0))
+    return jnp.where(starts, schedule.t1 - 1, t)
 
 
 def _levels(schedule: Schedule, t: Array) -> tuple[Array, Array, Array]:
