@@ -186,6 +186,7 @@ class SamplerConfig:
     start: Literal["lr", "noise"] = "lr"
     final_denoise: bool = False
     fidelity: float = 0.0
+    color_fix: Literal["wavelet", "residual", "adain", "none"] = "wavelet"
 
 
 # Samplers by name: what each sets of a SamplerConfig. Steps and fidelity are the caller's.

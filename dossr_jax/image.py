@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-ColorFix = Literal["wavelet", "adain", "none"]
+ColorFix = Literal["wavelet", "residual", "adain", "none"]
 
 _DILATIONS = (1, 2, 4, 8, 16)
 _ADAIN_EPS = 1e-5
@@ -43,9 +43,12 @@ def adain_fix(image: Array, reference: Array, size: Array) -> Array:
 
 
 def color_fix(kind: ColorFix, image: Array, reference: Array, size: Array) -> Array:
-    """Apply the colour fix named `kind`; "none" returns `image`. Unknown names: ValueError."""
+    """Apply the colour fix named `kind`; "none" returns `image`. Unknown names: ValueError.
+
+    "residual" is "wavelet" for an `image` without the autoencoder's error, as restore makes it.
+    """
     match kind:
-        case "wavelet":
+        case "wavelet" | "residual":
             return wavelet_fix(image, reference, size)
         case "adain":
             return adain_fix(image, reference, size)

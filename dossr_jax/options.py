@@ -60,7 +60,12 @@ _PICTURE = (
         "strength of the control by the input, 0-1 or more (default: %(default)g)",
     ),
     ("fidelity", float, "0: free detail, 1: keep to the pre-restored image (*)"),
-    ("color_fix", str, "take colours from the pre-restored image (default: %(default)s)"),
+    (
+        "color_fix",
+        str,
+        "keep to the colours of the pre-restored image; residual also spares it the autoencoder's "
+        "error (*)",
+    ),
 )
 
 

@@ -171,5 +171,9 @@ def restore(
 
     latents = sample(denoise, x_lr, table, noise_init, lambda i: noise(_FIRST_STEP + i))
     decoded = over_tiles(model.decode, [latents], [1], unit, 3)
-    result = color_fix(layout.color_fix, decoded, pre, UPSCALE * size)
+    result = decoded
+    if layout.color_fix == "residual":
+        # What the autoencoder alone makes of the pre-restored image is not the diffusion's doing.
+        result = pre + decoded - over_tiles(model.decode, [x_lr], [1], unit, 3)
+    result = color_fix(layout.color_fix, result, pre, UPSCALE * size)
     return Stages(to_uint8(pre), to_uint8(decoded), to_uint8(result))

@@ -85,7 +85,7 @@ def test_statistics_stay_exact_on_large_images():
 
 def test_unknown_color_fix_is_an_error():
     x = jnp.zeros((1, 2, 2, 3))
-    with pytest.raises(ValueError, match="wavelet, adain, none"):
+    with pytest.raises(ValueError, match="wavelet, residual, adain, none"):
         image.color_fix("sepia", x, x, full_size(x))
 
 

@@ -153,6 +153,16 @@ def test_a_skip_connection_of_all_is_as_faithful_as_can_be_where_sampling_starts
     assert np.abs(skipping.restore(image, **settings) - bound).max() <= 1
 
 
+def test_the_residual_fix_takes_the_autoencoders_error_off(upscaler):
+    """At fidelity 1 diffusion changes nothing: the pre-restored image comes back."""
+    settings = {"steps": 1, "final_denoise": True, "fidelity": 1.0}
+    for image in (picture(32, 32), picture(TILE + 20, TILE // 2)):
+        _, result = next(upscaler.stream([(0, image)], Settings(color_fix="residual", **settings)))
+        difference = result.image.astype(int) - result.pre_restored
+        assert np.abs(difference).max() <= 1
+        assert np.abs(result.decoded.astype(int) - result.pre_restored).max() > 1
+
+
 def test_guidance_of_scale_one_is_no_guidance(upscaler):
     image = picture(16, 16)
     plain = upscaler.restore(image)

@@ -26,7 +26,7 @@ from dossr_jax.pipeline import MAX_STEPS, Settings, choices
         "cfg_scale": [math.nan, math.inf, None],
         "strength": [math.nan, "1"],
         "fidelity": [-0.1, 1.5, math.nan],
-        "color_fix": ["hue", None],
+        "color_fix": ["hue", ""],
         "batch_size": [0, 1.5],
     }.items(),
 )
@@ -48,7 +48,7 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_choices_are_what_the_annotations_list():
     assert choices("order") == (1, 2, 3)
-    assert choices("color_fix") == ("wavelet", "adain", "none")
+    assert choices("color_fix") == ("wavelet", "residual", "adain", "none")
     assert choices("solver") == ("sde", "ode", "span")
     assert choices("scale") == choices("prompt") == ()
 

@@ -141,7 +141,7 @@ def solver() -> Experiment:
 
 def color_fix() -> Experiment:
     """Colour fixes against the pre-restored image."""
-    names = ("wavelet", "adain", "none")
+    names = ("wavelet", "residual", "adain", "none")
     return Experiment(
         "Colour fix",
         "The published sampler, 5 steps, fidelity 0; the fix alone changes.",

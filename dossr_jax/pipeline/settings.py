@@ -46,7 +46,9 @@ class Settings:
       cfg_scale: classifier-free guidance against the negative prompt, 1 is off.
       strength: factor on the ControlNet's residuals, 1 as trained.
       fidelity: 0 free, 1 keeps to the pre-restored image.
-      color_fix: "wavelet", "adain" or "none".
+      color_fix: how to keep to the pre-restored image's colours: "wavelet" (published) takes its
+        low band; "residual" that too, and adds what diffusion changed to the pre-restored image, so
+        that the autoencoder's own error cancels; "adain" takes mean and deviation; or "none".
       batch_size: images, or tiles of larger images, that run together.
       diffuse: False ends with the pre-restored image, for comparisons.
       truncate: 8-bit output by truncation, as the PyTorch release does, for comparisons.
@@ -69,7 +71,7 @@ class Settings:
     cfg_scale: float = 1.0
     strength: float = 1.0
     fidelity: float | None = None
-    color_fix: ColorFix = "wavelet"
+    color_fix: ColorFix | None = None
     batch_size: int = 1
     diffuse: bool = True
     truncate: bool = False
