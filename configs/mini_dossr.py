@@ -19,6 +19,8 @@ CONFIG = TrainConfig(
     prompts="both",
     learn_decoder=True,
     coarse_weights=(0.5, 1, 1),
+    image_weight=10.0,
     ssim_weight=1.0,
+    learn_vae_decoder=True,
     steps=12_000,
 )

@@ -10,5 +10,12 @@ import dataclasses
 from configs.mini_dossr import CONFIG as MINI_DOSSR
 
 CONFIG = dataclasses.replace(
-    MINI_DOSSR, start="noise", times="all", start_share=0.0, coarse_weights=(), ssim_weight=0.0
+    MINI_DOSSR,
+    start="noise",
+    times="all",
+    start_share=0.0,
+    coarse_weights=(),
+    image_weight=0.0,
+    ssim_weight=0.0,
+    learn_vae_decoder=False,
 )

@@ -350,11 +350,12 @@ class TrainConfig:
     of several steps visits ("visited"), or t1 - 1 alone, where a one-step model starts ("start").
     `start_share` of the samples take t1 - 1 in any case, as every sampler's first step does.
     `learn_decoder` lets that stage train the UNet's decoder (up levels and output) as well,
+    `learn_vae_decoder` the autoencoder's decoder, which needs an image term in the loss;
     `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
     "empty" prompt as published, or "both" stored ones, as likely.
     `coarse_weights` add to the L1 losses of the pre-restorer and of DoSSR those of the error
-    averaged over 2x2, 4x4, ... places; `ssim_weight` adds 1 - SSIM of DoSSR's decoded prediction.
-    Both are none as published.
+    averaged over 2x2, 4x4, ... places; `image_weight` and `ssim_weight` add L1 and 1 - SSIM of
+    DoSSR's decoded prediction. All are none as published.
     `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 
@@ -367,11 +368,13 @@ class TrainConfig:
     kl_weight: float = 3e-4
     start_share: float = 0.0
     coarse_weights: tuple[float, ...] = ()
+    image_weight: float = 0.0
     ssim_weight: float = 0.0
     start: Literal["lr", "noise"] = "lr"
     times: Literal["all", "visited", "start"] = "all"
     prompts: Literal["empty", "both"] = "empty"
     learn_decoder: bool = False
+    learn_vae_decoder: bool = False
     lora_rank: int = 0
     seed: int = 0
     save_every: int = 1000
@@ -413,10 +416,19 @@ class TrainConfig:
             'coarse_weights are for stages "rrdb" and "dossr" with start "lr"',
         )
         _require(
-            not self.ssim_weight or (self.stage == "dossr" and self.start == "lr"),
-            'ssim_weight is for stage "dossr" with start "lr"',
+            not self.has_image_term or (self.stage == "dossr" and self.start == "lr"),
+            'image_weight and ssim_weight are for stage "dossr" with start "lr"',
+        )
+        _require(
+            self.has_image_term or not self.learn_vae_decoder,
+            "learn_vae_decoder needs image_weight or ssim_weight, or nothing says what to learn",
         )
         _require(
             self.stage == "dossr" or not (self.learn_decoder or self.lora_rank),
             f"learn_decoder and lora_rank are for stage 'dossr', not {self.stage!r}",
         )
+
+    @property
+    def has_image_term(self) -> bool:
+        """Whether the DoSSR stage's loss looks at the decoded prediction."""
+        return bool(self.image_weight or self.ssim_weight)

@@ -20,6 +20,7 @@ Params = dict[str, Array]
 
 _MODULE = {"rrdb": "rrdb.", "vae": "vae.", "prior": "unet.", "dossr": "control."}
 _DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
+_VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
 _LORA = "lora."
 _LORA_A, _LORA_B = ".a", ".b"
 _PROJECTIONS = ("to_q.kernel", "to_k.kernel", "to_v.kernel", "to_out.kernel")
@@ -28,6 +29,8 @@ _PROJECTIONS = ("to_q.kernel", "to_k.kernel", "to_v.kernel", "to_out.kernel")
 def learns(name: str, config: TrainConfig) -> bool:
     """Whether a run trains the parameter of this name; all others are frozen."""
     if config.learn_decoder and name.startswith(_DECODER):
+        return True
+    if config.learn_vae_decoder and name.startswith(_VAE_DECODER):
         return True
     return name.startswith((_MODULE[config.stage], _LORA))
 

@@ -238,9 +238,9 @@ def dossr_loss(
 ) -> tuple[Array, Metrics]:
     """Mean |x0 - D| on the shifted process, of HR images and their pre-restored LR partners.
 
-    Beyond what is published, `coarse_weights` weigh the error of coarser grids, and `ssim_weight`
-    1 - SSIM of the decoded prediction. With start "noise" it is :func:`diffusion_latent_loss`, with
-    the same hint.
+    Beyond what is published, `coarse_weights` weigh the error of coarser grids, `image_weight` and
+    `ssim_weight` the L1 error and 1 - SSIM of the decoded prediction. With start "noise" it is
+    :func:`diffusion_latent_loss`, with the same hint.
 
     As published, x0 is a sample of its posterior, x_lr the mode, and the pre-restored image is not
     clipped.
@@ -256,8 +256,9 @@ def dossr_loss(
         prediction = shifted_prediction(model, x0, x_lr, hint, context, t, eps)
         loss = process.training_loss(x0, prediction, per_sample=True)
         loss += coarse_error(x0 - prediction, config.coarse_weights)
-        if config.ssim_weight:
+        if config.has_image_term:
             image = model.decode(prediction).astype(jnp.float32)
+            loss += config.image_weight * mean_of(jnp.abs(inputs.hr - image))
             similarity = metrics.octave_ssim(image, inputs.hr, data_range=1.0, octaves=_OCTAVES)
             loss += config.ssim_weight * (1 - similarity)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
