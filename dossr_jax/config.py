@@ -420,6 +420,10 @@ class TrainConfig:
             'image_weight and ssim_weight are for stage "dossr" with start "lr"',
         )
         _require(
+            not self.ssim_weight or (self.data.crop >= 44 and self.data.crop % 4 == 0),
+            f"ssim_weight: SSIM at three sizes needs crops of 44 px or more, not {self.data.crop}",
+        )
+        _require(
             self.has_image_term or not self.learn_vae_decoder,
             "learn_vae_decoder needs image_weight or ssim_weight, or nothing says what to learn",
         )

@@ -9,7 +9,7 @@ import pytest
 from small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import parallel, training, weights
-from dossr_jax.config import ParallelConfig, VAEConfig
+from dossr_jax.config import DataConfig, ParallelConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
@@ -73,10 +73,19 @@ def test_a_samples_loss_does_not_depend_on_its_batch(trained):
 
 
 def test_decoder_and_low_rank_updates_learn_where_asked():
-    mesh, run = begin("dossr", learn_decoder=True, lora_rank=2)
-    prefixes = ("control.", "unet.up.", "unet.norm_out.", "unet.conv_out.", "lora.unet.")
-    assert all(name.startswith(prefixes) for name in run.state.learn)
-    assert not any(name.startswith(prefixes) for name in run.state.frozen)
+    asked = {"learn_decoder": True, "learn_vae_decoder": True, "image_weight": 1.0, "lora_rank": 2}
+    mesh, run = begin("dossr", **asked)
+    prefixes = (
+        "control.",
+        "unet.up.",
+        "unet.norm_out.",
+        "unet.conv_out.",
+        "vae.decoder.",
+        "lora.unet.",
+    )
+    autoencoder = ("vae.decoder.", "vae.post_quant_conv.")
+    assert all(name.startswith(prefixes + autoencoder) for name in run.state.learn)
+    assert not any(name.startswith(prefixes + autoencoder) for name in run.state.frozen)
     before = flat(run.state.learn)
     step = training.make_train_step(run.config, run.graphdef, mesh)
     state = run.state
@@ -145,11 +154,15 @@ def test_the_coarse_error_is_that_of_averages():
 @pytest.mark.parametrize("stage", ["rrdb", "dossr"])
 def test_extra_losses_add_to_the_published_one(stage):
     """Each is what its weight says, and more with a worse image."""
-    extra = {"coarse_weights": (1.0, 2.0)} | ({"ssim_weight": 0.5} if stage == "dossr" else {})
-    plain, more = make_config(stage), make_config(stage, **extra)
-    mesh, run = begin(stage)
+    extra = {"coarse_weights": (1.0, 2.0)}
+    if stage == "dossr":
+        extra |= {"image_weight": 1.0, "ssim_weight": 0.5}
+    data = DataConfig(crop=48, batch=4)
+    plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
+    mesh, run = begin(stage, data=data)
     model = training.trained_model(run, run.state)
-    inputs = stages.make_inputs(plain, mesh, jax.random.key(3))(make_batch())
+    batch = make_batch(crop=48)
+    inputs = stages.make_inputs(plain, mesh, jax.random.key(3))(batch)
     published, _ = stages.STAGES[stage](model, inputs, None, plain)
     got, _ = stages.STAGES[stage](model, inputs, None, more)
     assert (got > published).all()

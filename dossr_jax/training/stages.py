@@ -259,8 +259,9 @@ def dossr_loss(
         if config.has_image_term:
             image = model.decode(prediction).astype(jnp.float32)
             loss += config.image_weight * mean_of(jnp.abs(inputs.hr - image))
-            similarity = metrics.octave_ssim(image, inputs.hr, data_range=1.0, octaves=_OCTAVES)
-            loss += config.ssim_weight * (1 - similarity)
+            if config.ssim_weight:
+                similarity = metrics.octave_ssim(image, inputs.hr, data_range=1.0, octaves=_OCTAVES)
+                loss += config.ssim_weight * (1 - similarity)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 
