@@ -1,6 +1,7 @@
 """Draws docs/mini.png: the sample photos enlarged four times, bicubic beside dossr-mini.
 
 python benchmarks/figure_mini.py [--model MODEL]
+python benchmarks/figure_mini.py --photos RealSRSet --only dog foreman --output docs/mini_real.png
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ COLUMNS = ("bicubic", "pre-restored", "dossr-mini, 5 steps")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="dossr-mini")
+    parser.add_argument("--photos", type=Path, default=ROOT / "examples", help="folder of PNGs")
+    parser.add_argument("--only", nargs="+", help="names without suffix (default: all)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "mini.png")
     args = parser.parse_args()
     upscaler = Upscaler.from_pretrained(args.model)
-    photos = {path: read_image(path) for path in sorted((ROOT / "examples").glob("*.png"))}
+    paths = sorted(p for p in args.photos.glob("*.png") if not args.only or p.stem in args.only)
+    photos = {path: read_image(path) for path in paths}
     results = dict(upscaler.stream(photos.items(), Settings()))
     sheet = Image.new("RGB", (len(COLUMNS) * SIDE, 20 + len(photos) * SIDE), "white")
     draw = ImageDraw.Draw(sheet)
@@ -36,9 +41,10 @@ def main() -> None:
         restored = results[path]
         pictures = (resample(photo, height, width), restored.pre_restored, restored.image)
         for column, picture in enumerate(pictures):
-            tile = Image.fromarray(np.ascontiguousarray(picture[:SIDE, :SIDE]))
+            top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
+            tile = Image.fromarray(np.ascontiguousarray(picture[top:, left:][:SIDE, :SIDE]))
             sheet.paste(tile, (column * SIDE, 20 + row * SIDE))
-    sheet.save(ROOT / "docs" / "mini.png")
+    sheet.save(args.output)
 
 
 if __name__ == "__main__":
