@@ -366,12 +366,12 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     steps: int = 50_000
     kl_weight: float = 3e-4
-    start_share: float = 0.0
     coarse_weights: tuple[float, ...] = ()
     image_weight: float = 0.0
     ssim_weight: float = 0.0
     start: Literal["lr", "noise"] = "lr"
     times: Literal["all", "visited", "start"] = "all"
+    start_share: float = 0.0
     prompts: Literal["empty", "both"] = "empty"
     learn_decoder: bool = False
     learn_vae_decoder: bool = False
@@ -401,23 +401,20 @@ class TrainConfig:
             self.data.crop % unit == 0,
             f"data.crop {self.data.crop} is not a multiple of {unit}, the model's coarsest pixel",
         )
+        shifted = self.stage == "dossr" and self.start == "lr"
         _require(
-            not self.start_share
-            or (0 <= self.start_share <= 1 and self.stage == "dossr" and self.start == "lr"),
-            'start_share, from 0 to 1, is for stage "dossr" with start "lr"',
+            shifted or not (self.start_share or self.has_image_term),
+            'start_share, image_weight and ssim_weight are for stage "dossr" with start "lr"',
+        )
+        _require(0 <= self.start_share <= 1, f"start_share is from 0 to 1, not {self.start_share}")
+        _require(
+            shifted or self.stage == "rrdb" or not self.coarse_weights,
+            'coarse_weights are for stages "rrdb" and "dossr" with start "lr"',
         )
         pixel = self.model.vae.downscale if self.stage == "dossr" else 1
         _require(
             self.data.crop % (pixel << len(self.coarse_weights)) == 0,
             f"coarse_weights: data.crop {self.data.crop} does not halve that often",
-        )
-        _require(
-            not self.coarse_weights or (self.stage in ("rrdb", "dossr") and self.start == "lr"),
-            'coarse_weights are for stages "rrdb" and "dossr" with start "lr"',
-        )
-        _require(
-            not self.has_image_term or (self.stage == "dossr" and self.start == "lr"),
-            'image_weight and ssim_weight are for stage "dossr" with start "lr"',
         )
         _require(
             not self.ssim_weight or (self.data.crop >= 44 and self.data.crop % 4 == 0),

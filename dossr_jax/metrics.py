@@ -63,19 +63,20 @@ def ssim_map(image: Array, reference: Array, *, data_range: float) -> Array:
     return similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
 
 
-def octave_ssim(image: Array, reference: Array, *, data_range: float, octaves: int) -> Array:
-    """Mean of :func:`ssim` at full size and halved once, twice, ...: structure of all sizes, (b,).
+def multiscale_ssim(image: Array, reference: Array, *, data_range: float, scales: int) -> Array:
+    """Mean of :func:`ssim` of images (b, h, w, c) at full size and halved once, twice, ..., (b,).
 
     The plain mean, over all channels, where MS-SSIM (Wang et al., 2003) takes a weighted product.
 
     Raises:
-      ValueError: the images do not halve so often, or become smaller than the window.
+      ValueError: the images become smaller than the window.
+      TypeError: a side that does not halve so often.
     """
     values = [ssim(image, reference, data_range=data_range)]
-    for _ in range(octaves - 1):
+    for _ in range(scales - 1):
         image, reference = halve(image), halve(reference)
         values.append(ssim(image, reference, data_range=data_range))
-    return sum(values) / octaves
+    return sum(values) / scales
 
 
 def halve(x: Array) -> Array:

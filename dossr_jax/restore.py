@@ -165,8 +165,8 @@ def restore(
 
     def denoise(x: Array, point: Point) -> Array:
         eps = over_tiles(functools.partial(predict, point), [x, hint], [1, 1], 1, z)
-        x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
-        x0 = process.past_networks(x0, x_lr, point.eta, model.config.process.lr_skip)
+        levels = point.alpha, point.sigma, point.eta
+        x0 = process.data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
         return process.toward_lr(x0, x_lr, knobs.fidelity)
 
     latents = sample(denoise, x_lr, table, noise_init, lambda i: noise(_FIRST_STEP + i))

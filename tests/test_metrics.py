@@ -81,10 +81,10 @@ def test_too_small_for_the_window_is_an_error():
         metrics.ssim(jnp.zeros((1, 10, 40, 3)), jnp.zeros((1, 10, 40, 3)), data_range=1.0)
 
 
-def test_octave_ssim_is_the_mean_over_halved_images():
+def test_multiscale_ssim_is_the_mean_over_halved_images():
     image, reference = (jnp.asarray(a) for a in photos("float32", (2, 48, 64, 3)))
     halved = [np.asarray(a).reshape(2, 24, 2, 32, 2, 3).mean((2, 4)) for a in (image, reference)]
-    got = metrics.octave_ssim(image, reference, data_range=1.0, octaves=2)
+    got = metrics.multiscale_ssim(image, reference, data_range=1.0, scales=2)
     want = metrics.ssim(image, reference, data_range=1.0) + metrics.ssim(*halved, data_range=1.0)
     np.testing.assert_allclose(got, want / 2, rtol=1e-6)
 

@@ -105,11 +105,13 @@ def test_guidance_and_fidelity_ends():
     np.testing.assert_array_equal(process.toward_lr(a, b, 1.0), b)
 
 
-def test_what_goes_past_the_networks_is_the_lr_latent_in_proportion_to_the_shift():
+def test_the_skip_is_the_lr_latent_in_proportion_to_the_shift():
     x0, x_lr = np.random.default_rng(4).standard_normal((2, 3, 2, 2, 1))
     eta = jnp.array([0.0, 0.5, 1.0])[:, None, None, None]
-    np.testing.assert_array_equal(process.past_networks(x0, x_lr, eta, 0.0), x0)
-    out = process.past_networks(x0, x_lr, eta, 0.8)
+    # Without noise, at alpha 1, the network's own prediction is x.
+    published = process.data_prediction(x0, x_lr, x_lr, 1.0, 0.0, eta, 0.0)
+    np.testing.assert_array_equal(published, x0)
+    out = process.data_prediction(x0, x_lr, x_lr, 1.0, 0.0, eta, 0.8)
     np.testing.assert_array_equal(out[0], x0[0])  # nothing at the end, or without a shift
     np.testing.assert_allclose(out[1], 0.6 * x0[1] + 0.4 * x_lr[1], rtol=1e-12)
     np.testing.assert_allclose(out[2], 0.2 * x0[2] + 0.8 * x_lr[2], rtol=1e-12)

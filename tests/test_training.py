@@ -153,7 +153,7 @@ def test_the_coarse_error_is_that_of_averages():
 
 @pytest.mark.parametrize("stage", ["rrdb", "dossr"])
 def test_extra_losses_add_to_the_published_one(stage):
-    """Each is what its weight says, and more with a worse image."""
+    """Each makes the loss larger; for the pre-restorer, by the weighted error of averages."""
     extra = {"coarse_weights": (1.0, 2.0)}
     if stage == "dossr":
         extra |= {"image_weight": 1.0, "ssim_weight": 0.5}

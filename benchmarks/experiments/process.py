@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dossr_jax.diffusion.process import eps_to_x0, past_networks
+from dossr_jax.diffusion.process import data_prediction
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import cast, make_table, sample
 from dossr_jax.evaluate import score
@@ -69,8 +69,8 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
         def denoise(x, point):
             t = jnp.broadcast_to(point.t, x.shape[:1])
             eps = model.predict_noise(x, t, context, hint)
-            x0 = eps_to_x0(x, eps, point.alpha, point.sigma)
-            return past_networks(x0, x_lr, point.eta, model.config.process.lr_skip)
+            levels = point.alpha, point.sigma, point.eta
+            return data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
 
         table32 = cast(table, np.float32)
         _, kept = sample(denoise, x_lr, table32, noise(0), lambda i: noise(1 + i), keep_path=True)

@@ -47,16 +47,25 @@ def x0_to_eps(x: jax.Array, x0: jax.Array, alpha: jax.Array, sigma: jax.Array) -
     return (x - alpha * x0) / sigma
 
 
-def past_networks(
-    x0: jax.Array, x_lr: jax.Array, eta: jax.Array | float, skip: jax.Array | float
+def data_prediction(
+    x: jax.Array,
+    eps: jax.Array,
+    x_lr: jax.Array,
+    alpha: jax.Array,
+    sigma: jax.Array,
+    eta: jax.Array | float,
+    lr_skip: jax.Array | float,
 ) -> jax.Array:
-    """The data prediction when `skip` eta of it is x_lr itself and the rest is `x0`, the network's.
+    """D at x of the network's output `eps`: `lr_skip` eta of it is x_lr, the rest the network's x0.
 
-    `skip` 0 is the published prediction. Where the process is centred on x_lr, a network has to
-    pass x_lr and all noise on to the number before it can better it; a skip connection spares it
+    `lr_skip` 0 is the published prediction. Where the process is centred on x_lr, a network has to
+    return x_lr and all noise to the number before it can better it; a skip connection spares it
     that, as the preconditioning of EDM (arXiv 2206.00364, section 5) does with x.
+
+    Args:
+      x, eps, x_lr: (b, h, w, z). alpha, sigma, eta: scalars, or (b, 1, 1, 1).
     """
-    return toward_lr(x0, x_lr, skip * eta)
+    return toward_lr(eps_to_x0(x, eps, alpha, sigma), x_lr, lr_skip * eta)
 
 
 def training_loss(x0: jax.Array, prediction: jax.Array, *, per_sample: bool = False) -> jax.Array:

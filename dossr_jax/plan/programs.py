@@ -136,6 +136,7 @@ def restore_program(
         order=sampler.order,
         kind=sampler.solver,
         grid=sampler.grid,
+        start=sampler.start,
         final_denoise=sampler.final_denoise,
     )
     table = cast(pad_table(table, MAX_STEPS), np.float32)
@@ -147,7 +148,7 @@ def restore_program(
         overlap=0,
         margin=0,
         tile_batch=images,
-        color_fix="wavelet",
+        color_fix=sampler.color_fix,
         guided=False,
     )
     batch = {

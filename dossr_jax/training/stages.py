@@ -27,7 +27,7 @@ from dossr_jax.models.vae import posterior, posterior_sample
 Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
 
-_OCTAVES = 3  # that SSIM as a loss looks at
+_SSIM_SCALES = 3  # of SSIM as a loss
 _DEGRADE, _TIME, _NOISE, _PROMPT, _POSTERIOR = range(5)
 
 
@@ -107,6 +107,16 @@ def coarse_error(error: Array, weights: Sequence[float]) -> Array:
     for weight in weights:
         error = metrics.halve(error)
         total += weight * mean_of(jnp.abs(error))
+    return total
+
+
+def image_error(image: Array, hr: Array, config: TrainConfig) -> Array:
+    """L1 and 1 - SSIM, as weighted, (b,) of decoded images (b, h, w, 3) in [0, 1]."""
+    image = image.astype(jnp.float32)
+    total = config.image_weight * mean_of(jnp.abs(hr - image))
+    if config.ssim_weight:
+        ssim = metrics.multiscale_ssim(image, hr, data_range=1.0, scales=_SSIM_SCALES)
+        total += config.ssim_weight * (1 - ssim)
     return total
 
 
@@ -219,8 +229,8 @@ def shifted_prediction(
     alpha, sigma, eta = _levels(make_schedule(model.config.process), t)
     x = process.q_sample(x0, x_lr, alpha, sigma, eta, eps)
     out = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-    prediction = process.eps_to_x0(x, out, alpha, sigma)
-    return process.past_networks(prediction, x_lr, eta, model.config.process.lr_skip)
+    skip = model.config.process.lr_skip
+    return process.data_prediction(x, out, x_lr, alpha, sigma, eta, skip)
 
 
 def prior_loss(
@@ -257,11 +267,7 @@ def dossr_loss(
         loss = process.training_loss(x0, prediction, per_sample=True)
         loss += coarse_error(x0 - prediction, config.coarse_weights)
         if config.has_image_term:
-            image = model.decode(prediction).astype(jnp.float32)
-            loss += config.image_weight * mean_of(jnp.abs(inputs.hr - image))
-            if config.ssim_weight:
-                similarity = metrics.octave_ssim(image, inputs.hr, data_range=1.0, octaves=_OCTAVES)
-                loss += config.ssim_weight * (1 - similarity)
+            loss += image_error(model.decode(prediction), inputs.hr, config)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 

@@ -215,8 +215,8 @@ def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
     def denoise(x: Array, point: solver.Point) -> Array:
         t = jnp.broadcast_to(point.t, x.shape[:1])
         eps = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-        x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
-        x0 = process.past_networks(x0, x_lr, point.eta, model.config.process.lr_skip)
+        levels = point.alpha, point.sigma, point.eta
+        x0 = process.data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
         return process.toward_lr(x0, x_lr, sampler.fidelity)
 
     table = solver.make_table(
