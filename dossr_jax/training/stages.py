@@ -233,6 +233,18 @@ def shifted_prediction(
     return process.data_prediction(x, out, x_lr, alpha, sigma, eta, skip)
 
 
+def decoded(model: DoSSR, latents: Array, x_lr: Array, pre: Array) -> Array:
+    """Image (b, H, W, 3) of scaled latents, as the model's sampler has it before low bands.
+
+    With the colour fix "residual" that is the pre-restored image `pre`, in [0, 1], and what the
+    latents change in the decoding of its own, x_lr, as dossr_jax.restore has it.
+    """
+    image = model.decode(latents)
+    if model.config.sampler.color_fix == "residual":
+        image = pre + image - model.decode(x_lr)
+    return image
+
+
 def prior_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
@@ -256,7 +268,8 @@ def dossr_loss(
     clipped.
     """
     x0 = _latents(model, inputs)
-    moments, hint = model.encode(pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
+    pre = pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+    moments, hint = model.encode(pre)
     x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in (moments, hint))
     t = draw_times(inputs.keys, config) if t is None else t
     eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
@@ -267,7 +280,8 @@ def dossr_loss(
         loss = process.training_loss(x0, prediction, per_sample=True)
         loss += coarse_error(x0 - prediction, config.coarse_weights)
         if config.has_image_term:
-            loss += image_error(model.decode(prediction), inputs.hr, config)
+            image = decoded(model, prediction, x_lr, jnp.clip(pre, 0, 1))
+            loss += image_error(image, inputs.hr, config)
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 

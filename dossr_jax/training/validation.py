@@ -21,7 +21,7 @@ from dossr_jax.diffusion import process, solver
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.params import averaged_model
-from dossr_jax.training.stages import Batch, Inputs, fold, make_inputs, pre_restore
+from dossr_jax.training.stages import Batch, Inputs, decoded, fold, make_inputs, pre_restore
 from dossr_jax.training.state import TrainState
 from dossr_jax.training.step import make_eval_step
 
@@ -230,7 +230,7 @@ def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
     )
     start = _normal(fold(inputs.keys, _START), shape)
     x0 = solver.sample(denoise, x_lr, table, start, lambda i: _normal(fold(step_keys, i), shape))
-    return inputs.lr, model.decode(x0)
+    return inputs.lr, decoded(model, x0, x_lr, pre)
 
 
 _MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]] = {
