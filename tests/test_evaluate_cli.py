@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import tiny_model
@@ -16,6 +17,8 @@ from dossr_jax import weights
 from dossr_jax.evaluate import bicubic, make_lr, score
 from dossr_jax.evaluate.cli import main
 from dossr_jax.evaluate.scores import OWN
+from dossr_jax.image import pad_to
+from dossr_jax.image_io import read_image
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,26 @@ def test_model_and_baselines_on_degraded_images(folders, network, model_file, ca
     assert str(jax.local_devices()[0].device_kind) in capsys.readouterr().out
 
 
+def test_the_autoencoder_is_measured_on_the_ground_truth(folders, network, model_file):
+    """Sides need not be those of the latents: the image is continued, and cut again."""
+    hr = picture(60, 44, seed=7)
+    save(folders / "odd" / "a.png", hr)
+    save(folders / "small" / "a.png", bicubic.resize_uint8(hr, 0.25))
+    arguments = ["--hr", str(folders / "odd"), "--lr", str(folders / "small"), "--baselines"]
+    arguments += ["autoencoder", "--model", str(model_file), "--repeats", "0", "--save-images"]
+    assert main([*arguments, "--metrics", "psnr_y", "-o", str(folders / "out")]) == 0
+    result = content(folders / "out")["results"][0]
+    sizes = {name: param.size for name, param in weights.names_and_params(network)}
+    vae = sum(size for name, size in sizes.items() if name.startswith("vae."))
+    assert result["name"] == "autoencoder" and result["cost"]["parameters"] == vae
+    unit = network.config.vae.downscale
+    padded = pad_to(hr, *(-(-side // unit) * unit for side in hr.shape[:2]))
+    moments, _ = network.encode(jnp.asarray(padded[None], jnp.float32) / 255)
+    decoded = np.asarray(network.decode(network.latents(moments)))[0, :60, :44]
+    got = read_image(folders / "out" / "autoencoder" / "a.png")
+    np.testing.assert_allclose(got, 255 * np.clip(decoded, 0, 1), atol=0.51)
+
+
 def test_odd_files_are_listed_and_the_rest_is_measured(folders, capsys):
     out = folders / "out"
     save(folders / "sr" / "extra.png", picture(64, 48))
@@ -164,6 +187,7 @@ def test_without_ground_truth_only_niqe(tmp_path, capsys):
         (["--hr", "{d}/hr", "--preset", "deblur", "--baselines", "bicubic"], ["--scale 1"]),
         (["--lr", "{d}/lr", "--hr", "{d}/hr", "--baselines", "ddim-5"], ["--model"]),
         (["--lr", "{d}/lr", "--hr", "{d}/hr", "--baselines", "ddim-6"], ["ddim-5"]),
+        (["--lr", "{d}/lr", "--model", "x", "--baselines", "autoencoder"], ["--hr"]),
         (["--lr", "{d}/lr", "--model", "{d}/no.safetensors"], ["no.safetensors"]),
     ],
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import bicubic
+from dossr_jax.image import pad_to, pixels_to_uint8
 from dossr_jax.pipeline import Settings, Upscaler
 
 # Steps of the two samplers that start from noise.
@@ -18,6 +23,7 @@ _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
 BASELINES = (
     "bicubic",
     "pre-restored",
+    "autoencoder",
     *(f"{name}-{steps}" for name in _FROM_NOISE for steps in STEPS_FROM_NOISE),
 )
 RRDB_PREFIX = "rrdb:"
@@ -32,12 +38,14 @@ class Candidate(Protocol):
       name, description: as in the report.
       parameters: numbers in its networks.
       evaluations: of the denoising network, for an image or for each of its tiles.
+      of_reference: whether it is given the ground truth in place of LR images, as a bound.
     """
 
     name: str
     description: str
     parameters: int
     evaluations: int
+    of_reference: bool
 
     def restore(self, images: Iterable[Named]) -> Iterator[tuple[str, np.ndarray | UserError]]:
         """Restore images uint8 (h, w, 3) as they come; one that fails stops no other."""
@@ -52,6 +60,7 @@ class Bicubic:
     description: str = "MATLAB's imresize of 8-bit images, a = -0.5, edges mirrored"
     parameters: int = 0
     evaluations: int = 0
+    of_reference: bool = False
 
     def restore(self, images: Iterable[Named]) -> Iterator[tuple[str, np.ndarray | UserError]]:
         """See :class:`Candidate`."""
@@ -67,6 +76,7 @@ class Restorer:
     settings: Settings
     name: str
     description: str
+    of_reference: bool = False
 
     @property
     def parameters(self) -> int:
@@ -88,6 +98,39 @@ class Restorer:
         """See :class:`Candidate`."""
         for name, result in self.upscaler.stream(images, self.settings):
             yield name, result if isinstance(result, UserError) else result.image
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """The ground truth through a model's autoencoder: what its latents can carry at best."""
+
+    upscaler: Upscaler
+    name: str = "autoencoder"
+    description: str = "the ground truth, coded and decoded by the model's autoencoder"
+    evaluations: int = 0
+    of_reference: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Of the autoencoder."""
+        return self.upscaler.parameters["vae"]
+
+    def restore(self, images: Iterable[Named]) -> Iterator[tuple[str, np.ndarray | UserError]]:
+        """See :class:`Candidate`. Whole images; sides are continued to what the networks need."""
+        model = nnx.split(self.upscaler.model)
+        unit = self.upscaler.config.vae.downscale
+        for name, image in images:
+            height, width = image.shape[:2]
+            padded = pad_to(image, *(-(-side // unit) * unit for side in (height, width)))
+            yield name, np.asarray(_round_trip(*model, padded[None]))[0, :height, :width]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _round_trip(graphdef: nnx.GraphDef, state: nnx.State, image: jax.Array) -> jax.Array:
+    """Images uint8 (b, h, w, 3) coded by the posterior's mode and decoded."""
+    model = nnx.merge(graphdef, state)
+    moments, _ = model.encode(image.astype(jnp.float32) / 255)
+    return pixels_to_uint8(model.decode(model.latents(moments.astype(jnp.float32))))
 
 
 def make_model(upscaler: Upscaler, settings: Settings, name: str) -> Restorer:
@@ -132,6 +175,8 @@ def make_baseline(
     if name == "pre-restored":
         alone = dataclasses.replace(settings, diffuse=False)
         return Restorer(upscaler(), alone, name, "the model's pre-restorer alone")
+    if name == "autoencoder":
+        return Autoencoder(upscaler())
     if name.startswith(RRDB_PREFIX):
         source = name.removeprefix(RRDB_PREFIX)
         alone = dataclasses.replace(settings, diffuse=False)

@@ -124,6 +124,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if needs_model and args.model is None:
         raise UserError(f"baseline {needs_model[0]} runs in a model; give --model")
+    if "autoencoder" in args.baselines and args.hr is None:
+        raise UserError("baseline autoencoder codes the ground truth; give --hr")
     if args.preset is not None and (args.hr is None or args.lr is not None):
         raise UserError("--preset makes LR images from --hr; give --hr, and no --lr")
     if restores and args.lr is None and args.preset is None:

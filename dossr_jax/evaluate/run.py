@@ -68,11 +68,12 @@ class Run:
         """Restore all images and score them."""
         scores: dict[str, dict[str, float]] = {}
         first: list[Named] = []
+        read = self._images.reference if candidate.of_reference else self._images.input
 
         def inputs() -> Iterator[Named]:
             for name in self._images.names:
                 try:
-                    image = self._images.input(name)
+                    image = read(name)
                 except UserError as error:
                     self._fail(f"{candidate.name}: {_naming(name, error)}")
                     continue
