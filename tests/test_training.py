@@ -172,6 +172,25 @@ def test_extra_losses_add_to_the_published_one(stage):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
+    """With residual, latents that are x_lr give the pre-restored image itself; the configuration's
+    sampler is the one that a DoSSR run trains for, whatever file it starts from."""
+    _, run = begin("dossr")
+    path = tmp_path / "plain.safetensors"
+    weights.save_model(path, training.trained_model(run, run.state))
+    sampler = dataclasses.replace(run.config.model.sampler, color_fix="residual", fidelity=0.5)
+    config = dataclasses.replace(run.config.model, sampler=sampler)
+    _, run = begin("dossr", init=path, model=config)
+    model = training.trained_model(run, run.state)
+    assert model.config.sampler == sampler
+    rng = np.random.default_rng(0)
+    pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
+    x_lr, latents = (model.latents(model.encode(jnp.asarray(i))[0]) for i in (pre, other))
+    np.testing.assert_allclose(stages.decoded(model, x_lr, x_lr, pre), pre, atol=1e-6)
+    got = stages.decoded(model, latents, x_lr, pre) - pre
+    np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
+
+
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():
     """Mean of (eps - e)^2 at alpha x0 + sigma eps; the model then samples from noise by itself."""
     config = make_config("dossr", start="noise")

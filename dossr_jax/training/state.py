@@ -210,7 +210,7 @@ def _open(
         shapes = shapes_of(abstract(found, config))
         weights.check_names(shapes, {n: file.shape(n) for n in names}, str(init))
     if config.stage == "dossr":
-        sampler = dataclasses.replace(found.sampler, start=config.start)
+        sampler = dataclasses.replace(config.model.sampler, start=config.start)
         found = dataclasses.replace(found, sampler=sampler)
         if start.control_is_fresh(read):
             read = start.with_started_control(read)  # a trained one goes on
