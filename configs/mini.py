@@ -32,8 +32,7 @@ MODEL = DoSSRConfig(
     rrdb=RRDBConfig(num_features=64, num_blocks=1, growth=32, upsampler="shuffle", patch_size=2),
     process=ProcessConfig(lr_skip=0.9),
     # By measurement on held-out photos: docs/mini.md.
-    # By measurement on held-out photos: docs/mini.md.
-    sampler=SamplerConfig(steps=5, order=1, final_denoise=True, fidelity=0.8, color_fix="residual"),
+    sampler=SamplerConfig(steps=5, order=1, final_denoise=True, fidelity=0.8),
     context_length=1,
 )
 # Half of the samples degraded harshly, half mildly: a model of the harsh ones alone smooths

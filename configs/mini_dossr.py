@@ -20,7 +20,7 @@ CONFIG = TrainConfig(
     learn_decoder=True,
     coarse_weights=(0.5, 1, 1),
     image_weight=10.0,
-    ssim_weight=2.0,
+    ssim_weight=1.0,
     learn_vae_decoder=True,
     steps=12_000,
 )
