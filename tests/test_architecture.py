@@ -72,7 +72,15 @@ ALLOWED = {
         "weights",
     },
     "options": {"pipeline"},
-    "evaluate": {"data", "errors", "image_io", "metrics", "options", "pipeline"},
+    "evaluate": {
+        "data",
+        "errors",
+        "image",
+        "image_io",
+        "metrics",
+        "options",
+        "pipeline",
+    },
     "cli": {"errors", "image_io", "options", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
