@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train one stage of a model: pre-restorer, autoencoder, prior or DoSSR.",
+        description="Train one stage of a model: pre-restorer, autoencoder, prior, DoSSR, refiner.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

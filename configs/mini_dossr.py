@@ -1,4 +1,4 @@
-"""DoSSR's ControlNet of dossr-mini with the prior's decoder; last of the four stages.
+"""DoSSR's ControlNet of dossr-mini with the prior's decoder; fourth of the five stages.
 
     python train.py --config mini_dossr --data DATA --output RUN --init PRIOR_MODEL
 

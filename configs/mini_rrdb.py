@@ -1,4 +1,4 @@
-"""Pre-restorer of dossr-mini: L1, of coarser grids too; second of the four stages.
+"""Pre-restorer of dossr-mini: L1, of coarser grids too; second of the five stages.
 
 python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
 """

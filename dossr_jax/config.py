@@ -138,6 +138,15 @@ class RRDBConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    """Residual network that corrects the restored image, on `patch_size` pixels a side folded."""
+
+    num_features: int = 128
+    num_blocks: int = 3
+    patch_size: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """OpenCLIP text tower (defaults: ViT-H/14 as SD 2.1 uses it).
 
@@ -203,7 +212,8 @@ class DoSSRConfig:
     """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
 
     `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
-    `text` is None where the text tower does not travel with the weights.
+    `text` is None where the text tower does not travel with the weights. `refiner` None, as
+    published, leaves the image as the colour fix has it.
     `context_length` is the number of tokens of the stored prompt embeddings.
     """
 
@@ -213,6 +223,7 @@ class DoSSRConfig:
     process: ProcessConfig = ProcessConfig()
     sampler: SamplerConfig = SamplerConfig()
     text: TextConfig | None = None
+    refiner: RefinerConfig | None = None
     shared_encoder: bool = True
     context_length: int = 77
     prompt: str = "clean, high-resolution, 8k"
@@ -224,6 +235,12 @@ class DoSSRConfig:
             f"UNet in/out channels {self.unet.in_channels}/{self.unet.out_channels} and latent "
             f"channels {self.vae.z_channels} differ",
         )
+        if self.refiner is not None:
+            _require(
+                self.vae.downscale % self.refiner.patch_size == 0,
+                f"refiner.patch_size {self.refiner.patch_size} does not divide the "
+                f"{self.vae.downscale} pixels of a latent position",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -353,13 +370,14 @@ class TrainConfig:
     `learn_vae_decoder` the autoencoder's decoder, which needs an image term in the loss;
     `lora_rank` > 0 low-rank updates of all attention projections of the UNet. `prompts`: the
     "empty" prompt as published, or "both" stored ones, as likely.
-    `coarse_weights` add to the L1 losses of the pre-restorer and of DoSSR those of the error
-    averaged over 2x2, 4x4, ... places; `image_weight` and `ssim_weight` add L1 and 1 - SSIM of
-    DoSSR's decoded prediction. All are none as published.
+    `coarse_weights` add to the L1 losses of the pre-restorer, DoSSR and the refiner those of the
+    error averaged over 2x2, 4x4, ... places; `image_weight` and `ssim_weight` add L1 and 1 - SSIM
+    of DoSSR's decoded prediction, `ssim_weight` also that of the refined image. All are none as
+    published.
     `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 
-    stage: Literal["rrdb", "vae", "prior", "dossr"]
+    stage: Literal["rrdb", "vae", "prior", "dossr", "refiner"]
     model: DoSSRConfig = DoSSRConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -383,7 +401,12 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        _require(self.stage in ("rrdb", "vae", "prior", "dossr"), f"no stage {self.stage!r}")
+        stages = ("rrdb", "vae", "prior", "dossr", "refiner")
+        _require(self.stage in stages, f"no stage {self.stage!r}")
+        _require(
+            self.stage != "refiner" or self.model.refiner is not None,
+            'stage "refiner" needs a model.refiner to train',
+        )
         _require(self.start in ("lr", "noise"), f"no start {self.start!r}")
         _require(self.times in ("all", "visited", "start"), f"no times {self.times!r}")
         _require(
@@ -403,13 +426,17 @@ class TrainConfig:
         )
         shifted = self.stage == "dossr" and self.start == "lr"
         _require(
-            shifted or not (self.start_share or self.has_image_term),
-            'start_share, image_weight and ssim_weight are for stage "dossr" with start "lr"',
+            shifted or not (self.start_share or self.image_weight),
+            'start_share and image_weight are for stage "dossr" with start "lr"',
+        )
+        _require(
+            shifted or self.stage == "refiner" or not self.ssim_weight,
+            'ssim_weight is for stages "refiner" and "dossr" with start "lr"',
         )
         _require(0 <= self.start_share <= 1, f"start_share is from 0 to 1, not {self.start_share}")
         _require(
-            shifted or self.stage == "rrdb" or not self.coarse_weights,
-            'coarse_weights are for stages "rrdb" and "dossr" with start "lr"',
+            shifted or self.stage in ("rrdb", "refiner") or not self.coarse_weights,
+            'coarse_weights are for stages "rrdb", "refiner" and "dossr" with start "lr"',
         )
         pixel = self.model.vae.downscale if self.stage == "dossr" else 1
         _require(
@@ -421,7 +448,7 @@ class TrainConfig:
             f"ssim_weight: SSIM at three sizes needs crops of 44 px or more, not {self.data.crop}",
         )
         _require(
-            self.has_image_term or not self.learn_vae_decoder,
+            (shifted and self.has_image_term) or not self.learn_vae_decoder,
             "learn_vae_decoder needs image_weight or ssim_weight, or nothing says what to learn",
         )
         _require(

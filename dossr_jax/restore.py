@@ -1,4 +1,4 @@
-"""Restoration as one pure program: pre-restore, encode, solve, decode, colour fix.
+"""Restoration as one pure program: pre-restore, encode, solve, decode, colour fix, refine.
 
 Canvases carry several images of different sizes, each in its top-left part. Geometry is in units
 of one latent position, f pixels of the result and f/4 pixels of the input wide. A canvas larger
@@ -176,4 +176,6 @@ def restore(
         # What the autoencoder alone makes of the pre-restored image is not the diffusion's doing.
         result = pre + decoded - over_tiles(model.decode, [x_lr], [1], unit, 3)
     result = color_fix(layout.color_fix, result, pre, UPSCALE * size)
+    if model.refiner is not None:
+        result = over_tiles(model.refiner, [result, pre], [unit, unit], unit, 3)
     return Stages(to_uint8(pre), to_uint8(decoded), to_uint8(result))

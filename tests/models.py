@@ -1,7 +1,9 @@
 """Models small enough for tests, of the same code as the large ones."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
+
 import numpy as np
+from flax import nnx
 
 from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
@@ -32,11 +34,14 @@ TINY = DoSSRConfig(
 )
 
 
-def tiny_model(seed: int = 0, config: DoSSRConfig = TINY) -> DoSSR:
-    """A random model in which every layer, the zero-initialised ones too, contributes."""
+def randomised(make: Callable[[nnx.Rngs], nnx.Module], seed: int = 0) -> nnx.Module:
+    """A random module in which every layer, the zero-initialised ones too, contributes.
+
+    Drawing the weights compiles nothing.
+    """
     rng = np.random.default_rng(seed)
-    model = weights.abstract_model(config, dtype=jnp.float32, param_dtype=jnp.float32)
-    shapes = {name: param.shape for name, param in weights.names_and_params(model)}
+    module = weights.make_abstract(make)
+    shapes = {name: param.shape for name, param in weights.names_and_params(module)}
 
     def draw(name: str) -> np.ndarray:
         shape = shapes[name]
@@ -44,5 +49,10 @@ def tiny_model(seed: int = 0, config: DoSSRConfig = TINY) -> DoSSR:
             return 1 + 0.1 * rng.normal(size=shape)
         return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1], initial=1)) * 0.7
 
-    weights.fill(model, draw, set(shapes), "random")
-    return model
+    weights.fill(module, draw, set(shapes), "random")
+    return module
+
+
+def tiny_model(seed: int = 0, config: DoSSRConfig = TINY) -> DoSSR:
+    """A whole model of this kind."""
+    return randomised(lambda rngs: DoSSR(config, rngs=rngs), seed)

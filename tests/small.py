@@ -6,6 +6,7 @@ from dossr_jax.config import (
     DataConfig,
     DoSSRConfig,
     OptimizerConfig,
+    RefinerConfig,
     RRDBConfig,
     TrainConfig,
     UNetConfig,
@@ -33,9 +34,10 @@ SMALL = DoSSRConfig(
         patch_size=4,
     ),
     rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
+    refiner=RefinerConfig(num_features=8, num_blocks=1, patch_size=2),
     context_length=1,
 )
-STAGES = ("rrdb", "vae", "prior", "dossr")
+STAGES = ("rrdb", "vae", "prior", "dossr", "refiner")
 
 
 def make_config(stage: str, **changes) -> TrainConfig:

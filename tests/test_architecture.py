@@ -37,6 +37,7 @@ ALLOWED = {
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
     "restore": {"diffusion", "image", "tiling", "models"},
     "training": {
+        "image",
         "checkpoint",
         "config",
         "data",

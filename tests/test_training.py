@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import tiny_model
 from small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import parallel, training, weights
-from dossr_jax.config import DataConfig, ParallelConfig, VAEConfig
+from dossr_jax import restore as restore_module
+from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.errors import UserError
-from dossr_jax.training import params, stages, start
+from dossr_jax.pipeline import Upscaler
+from dossr_jax.training import inputs as training_inputs
+from dossr_jax.training import params, sampling, stages, start
 from dossr_jax.training.state import learning_rate
 
 KEY = jax.random.key(0)
@@ -151,23 +155,25 @@ def test_the_coarse_error_is_that_of_averages():
     np.testing.assert_allclose(got, [0.5 * (1 + 4), 0], atol=1e-7)
 
 
-@pytest.mark.parametrize("stage", ["rrdb", "dossr"])
+@pytest.mark.parametrize("stage", ["rrdb", "dossr", "refiner"])
 def test_extra_losses_add_to_the_published_one(stage):
     """Each makes the loss larger; for the pre-restorer, by the weighted error of averages."""
     extra = {"coarse_weights": (1.0, 2.0)}
     if stage == "dossr":
-        extra |= {"image_weight": 1.0, "ssim_weight": 0.5}
+        extra |= {"image_weight": 1.0}
+    if stage != "rrdb":
+        extra |= {"ssim_weight": 0.5}
     data = DataConfig(crop=48, batch=4)
     plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
     mesh, run = begin(stage, data=data)
     model = training.trained_model(run, run.state)
     batch = make_batch(crop=48)
-    inputs = stages.make_inputs(plain, mesh, jax.random.key(3))(batch)
+    inputs = training_inputs.make_inputs(plain, mesh, jax.random.key(3))(batch)
     published, _ = stages.STAGES[stage](model, inputs, None, plain)
     got, _ = stages.STAGES[stage](model, inputs, None, more)
     assert (got > published).all()
     if stage == "rrdb":
-        error = inputs.hr - stages.pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        error = inputs.hr - sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
         want = published + stages.coarse_error(error, (1.0, 2.0))
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -186,9 +192,47 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     rng = np.random.default_rng(0)
     pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
     x_lr, latents = (model.latents(model.encode(jnp.asarray(i))[0]) for i in (pre, other))
-    np.testing.assert_allclose(stages.decoded(model, x_lr, x_lr, pre), pre, atol=1e-6)
-    got = stages.decoded(model, latents, x_lr, pre) - pre
+    np.testing.assert_allclose(sampling.decoded(model, x_lr, x_lr, pre), pre, atol=1e-6)
+    got = sampling.decoded(model, latents, x_lr, pre) - pre
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
+
+
+def test_a_fresh_refiner_changes_nothing_and_joins_any_model(tmp_path):
+    """A file without one gets it where its stage asks; nothing else of the file moves."""
+    _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=None))
+    path = tmp_path / "plain.safetensors"
+    weights.save_model(path, training.trained_model(run, run.state))
+    with pytest.raises(UserError, match="networks are not"):
+        begin("dossr", init=path)
+    _, joined = begin("refiner", init=path)
+    model = training.trained_model(joined, joined.state)
+    assert all(name.startswith("refiner.") for name in joined.state.learn)
+    assert joined.state.frozen.keys() == {*run.state.frozen, *run.state.learn}
+    for name, value in {**run.state.frozen, **run.state.learn}.items():
+        np.testing.assert_array_equal(value, joined.state.frozen[name])
+    image, pre = np.random.default_rng(0).random((2, 1, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(model.refiner(image, pre), image)
+
+
+def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
+    """Same pre-restored image, latents and colour fix: without noise, pixel for pixel."""
+    sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5)
+    config = dataclasses.replace(SMALL, sampler=sampler)
+    model = tiny_model(config=config)
+    model.vae.encoder.conv_out.bias[...] = jnp.zeros(8).at[4:].set(-60.0)  # no posterior noise
+    shown = jax.random.uniform(jax.random.key(1), (1, 12, 12, 3))
+    lr = jnp.round(255 * shown)
+    monkeypatch.setattr(sampling, "normal", lambda keys, _, shape: jnp.zeros((len(keys), *shape)))
+    monkeypatch.setattr(
+        restore_module, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
+    )
+    inputs = training_inputs.Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
+    pre, decoded, fixed = sampling.sampled(model, inputs)
+    refined = model.refiner(fixed, pre)
+    upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
+    got = upscaler.restore(np.asarray(lr[0], np.uint8))
+    assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255
+    assert np.abs(fixed - refined).max() > 0.05
 
 
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():
@@ -198,14 +242,14 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
     assert run.config.model.sampler.start == "noise"
     model = training.trained_model(run, run.state)
     batch, key = make_batch(), jax.random.key(3)
-    inputs = stages.make_inputs(config, mesh, key)(batch)
+    inputs = training_inputs.make_inputs(config, mesh, key)(batch)
     count = len(batch["hr"])
     t = jnp.arange(count, dtype=jnp.int32) * 900 // count + 50
     got, _ = stages.dossr_loss(model, inputs, t, config)
 
     x0 = stages._latents(model, inputs)
-    _, hint = model.encode(stages.pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
-    eps = stages._normal(inputs.keys, stages._NOISE, x0.shape[1:])
+    _, hint = model.encode(sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
+    eps = training_inputs.normal(inputs.keys, stages._NOISE, x0.shape[1:])
     schedule = make_schedule(config.model.process)
     alpha, sigma = (
         np.float32(a)[np.asarray(t)][:, None, None, None] for a in (schedule.alpha, schedule.sigma)
@@ -272,9 +316,11 @@ def test_another_architecture_is_refused(tmp_path):
 def test_presets_must_fit_the_pre_restorer():
     data = dataclasses.replace(make_config("rrdb").data, presets=("denoise",))
     with pytest.raises(UserError, match="model.rrdb.scale 1"):
-        stages.lr_scale(make_config("rrdb", data=data))
+        training_inputs.lr_scale(make_config("rrdb", data=data))
     with pytest.raises(UserError, match="no mud"):
-        stages.lr_scale(make_config("rrdb", data=dataclasses.replace(data, presets=("mud",))))
+        training_inputs.lr_scale(
+            make_config("rrdb", data=dataclasses.replace(data, presets=("mud",)))
+        )
 
 
 def test_linear_start_is_the_principal_component_code():

@@ -235,6 +235,10 @@ def check_release_shape(config: DoSSRConfig) -> None:
             "this model's pre-restorer enlarges by sub-pixels, which PyTorch's has "
             "not: it cannot be written in that form"
         )
+    if config.refiner is not None:
+        raise UserError(
+            "this model has a refiner, which PyTorch's has not: it cannot be written in that form"
+        )
     if config.process.lr_skip:
         raise UserError(
             "this model's predictions have a skip connection from the LR latent, which PyTorch's "

@@ -10,6 +10,7 @@ from jax import Array
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.layers import Dtype
+from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import RRDBNet
 from dossr_jax.models.text_encoder import TextEncoder
 from dossr_jax.models.unet import Remat, UNet
@@ -40,6 +41,7 @@ class DoSSR(nnx.Module):
         # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
         self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
         self.rrdb = RRDBNet(config.rrdb, **options)
+        self.refiner = None if config.refiner is None else Refiner(config.refiner, **options)
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
         self.context = nnx.Param(jnp.zeros(shape, param_dtype))

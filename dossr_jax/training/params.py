@@ -18,7 +18,13 @@ from dossr_jax.models.dossr import DoSSR
 
 Params = dict[str, Array]
 
-_MODULE = {"rrdb": "rrdb.", "vae": "vae.", "prior": "unet.", "dossr": "control."}
+_MODULE = {
+    "rrdb": "rrdb.",
+    "vae": "vae.",
+    "prior": "unet.",
+    "dossr": "control.",
+    "refiner": "refiner.",
+}
 _DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 _VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
 _LORA = "lora."

@@ -1,91 +1,27 @@
-"""What each stage learns from: its inputs, its random draws and its loss, one value a sample.
-
-Everything random about a sample derives from its own key, so that its loss depends neither on
-its place in the batch nor on the number of devices or processes.
-"""
+"""What each stage learns from: its random draws and its loss, one value a sample."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
-from dossr_jax import metrics, parallel
+from dossr_jax import metrics
 from dossr_jax.config import TrainConfig
-from dossr_jax.data import degradation
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
-from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.vae import posterior, posterior_sample
+from dossr_jax.training.inputs import Inputs, fold, normal
+from dossr_jax.training.sampling import decoded, pre_restore, sampled
 
-Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
 
 _SSIM_SCALES = 3  # of SSIM as a loss
-_DEGRADE, _TIME, _NOISE, _PROMPT, _POSTERIOR = range(5)
-
-
-class Inputs(NamedTuple):
-    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key each (b,)."""
-
-    hr: Array
-    lr: Array
-    keys: Array
-
-
-def fold(keys: Array, data: int) -> Array:
-    """Keys (b,) for one purpose out of the samples' keys."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
-
-
-def lr_scale(config: TrainConfig) -> int:
-    """Side of an HR crop in sides of its LR partner, which the degradation decides.
-
-    Raises:
-      UserError: unknown presets, or a pre-restorer that makes more pixels than the HR crop has.
-    """
-    unknown = set(config.data.presets) - set(degradation.PRESETS)
-    if unknown:
-        known = ", ".join(degradation.PRESETS)
-        raise UserError(f"data.presets: no {', '.join(sorted(unknown))}; there are {known}")
-    scale = degradation.PRESETS[config.data.presets[0]].scale
-    if config.model.rrdb.scale > scale:
-        raise UserError(
-            f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
-            f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
-        )
-    return scale
-
-
-def make_inputs(config: TrainConfig, mesh: Mesh, seed_key: Array) -> Callable[[Batch], Inputs]:
-    """Function from a batch (dossr_jax.data.pipeline) on the mesh to the stage's inputs.
-
-    Images without LR partners are degraded here, on the device.
-    """
-    scale = lr_scale(config)
-    table = degradation.make_table(config.data.presets)
-    degrade = parallel.on_each_device(
-        functools.partial(degradation.degrade, table=table, scale=scale), mesh
-    )
-
-    def inputs(batch: Batch) -> Inputs:
-        keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
-        hr = batch["hr"].astype(jnp.float32) / 255
-        if "lr" in batch:
-            lr = batch["lr"].astype(jnp.float32) / 255
-        elif config.stage in ("rrdb", "dossr"):
-            lr = degrade(fold(keys, _DEGRADE), hr)
-        else:
-            lr = hr  # the stage does not look at it
-        return Inputs(hr, lr, keys)
-
-    return inputs
+# Purposes of random draws, apart from those of the inputs and of sampling.
+_TIME, _NOISE, _PROMPT, _POSTERIOR = range(1, 5)
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -115,26 +51,18 @@ def image_error(image: Array, hr: Array, config: TrainConfig) -> Array:
     image = image.astype(jnp.float32)
     total = config.image_weight * mean_of(jnp.abs(hr - image))
     if config.ssim_weight:
-        ssim = metrics.multiscale_ssim(image, hr, data_range=1.0, scales=_SSIM_SCALES)
-        total += config.ssim_weight * (1 - ssim)
+        total += config.ssim_weight * _dissimilarity(image, hr)
     return total
+
+
+def _dissimilarity(image: Array, hr: Array) -> Array:
+    """1 - SSIM (b,) of images in [0, 1]."""
+    return 1 - metrics.multiscale_ssim(image, hr, data_range=1.0, scales=_SSIM_SCALES)
 
 
 def _psnr(a: Array, b: Array) -> Array:
     """PSNR in dB (b,) of images in [0, 1]; `a` is clipped to it."""
     return -10 * jnp.log10(mean_of((jnp.clip(a.astype(jnp.float32), 0, 1) - b) ** 2) + 1e-10)
-
-
-def _normal(keys: Array, purpose: int, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, purpose))
-
-
-def pre_restore(model: DoSSR, lr: Array, size: tuple[int, int]) -> Array:
-    """The pre-restorer's output, not clipped, enlarged to (b, *size, 3) where it is smaller."""
-    out = model.rrdb(lr)
-    if out.shape[1:3] != size:
-        out = jax.image.resize(out, (out.shape[0], *size, out.shape[-1]), "cubic")
-    return out
 
 
 def rrdb_loss(
@@ -160,7 +88,7 @@ def vae_loss(
     moments = model.vae.encode(image).astype(jnp.float32)
     mean, logvar = posterior(moments)
     out = model.vae.decode(
-        posterior_sample(moments, _normal(inputs.keys, _POSTERIOR, mean.shape[1:]))
+        posterior_sample(moments, normal(inputs.keys, _POSTERIOR, mean.shape[1:]))
     )
     error = image - out.astype(jnp.float32)
     edges = sum(mean_of(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
@@ -201,7 +129,7 @@ def _latents(model: DoSSR, inputs: Inputs) -> Array:
     """Scaled posterior samples, float32, of the HR images."""
     moments = model.vae.encode(2 * inputs.hr - 1).astype(jnp.float32)
     z = model.config.vae.z_channels
-    return model.latents(moments, _normal(inputs.keys, _POSTERIOR, (*moments.shape[1:3], z)))
+    return model.latents(moments, normal(inputs.keys, _POSTERIOR, (*moments.shape[1:3], z)))
 
 
 def diffusion_latent_loss(
@@ -233,25 +161,13 @@ def shifted_prediction(
     return process.data_prediction(x, out, x_lr, alpha, sigma, eta, skip)
 
 
-def decoded(model: DoSSR, latents: Array, x_lr: Array, pre: Array) -> Array:
-    """Image (b, H, W, 3) of scaled latents, as the model's sampler has it before low bands.
-
-    With the colour fix "residual" that is the pre-restored image `pre`, in [0, 1], and what the
-    latents change in the decoding of its own, x_lr, as dossr_jax.restore has it.
-    """
-    image = model.decode(latents)
-    if model.config.sampler.color_fix == "residual":
-        image = pre + image - model.decode(x_lr)
-    return image
-
-
 def prior_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
     """:func:`diffusion_latent_loss` of HR images."""
     x0 = _latents(model, inputs)
     t = draw_times(inputs.keys, config) if t is None else t
-    eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    eps, context = normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
     return diffusion_latent_loss(model, x0, None, context, t, eps), {}
 
 
@@ -272,7 +188,7 @@ def dossr_loss(
     moments, hint = model.encode(pre)
     x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in (moments, hint))
     t = draw_times(inputs.keys, config) if t is None else t
-    eps, context = _normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
+    eps, context = normal(inputs.keys, _NOISE, x0.shape[1:]), _contexts(model, inputs.keys, config)
     if config.start == "noise":
         loss = diffusion_latent_loss(model, x0, hint, context, t, eps)
     else:
@@ -285,10 +201,28 @@ def dossr_loss(
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 
+def refiner_loss(
+    model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
+) -> tuple[Array, Metrics]:
+    """Mean |HR - refined| of what the model's own sampler makes, colour fix included.
+
+    `coarse_weights` add the error of coarser grids, `ssim_weight` 1 - SSIM.
+    """
+    del t
+    pre, _, fixed = jax.lax.stop_gradient(sampled(model, inputs))
+    out = model.refiner(fixed, pre).astype(jnp.float32)
+    error = inputs.hr - out
+    loss = mean_of(jnp.abs(error)) + coarse_error(error, config.coarse_weights)
+    if config.ssim_weight:
+        loss += config.ssim_weight * _dissimilarity(out, inputs.hr)
+    return loss, {"psnr": _psnr(out, inputs.hr), "unrefined_psnr": _psnr(fixed, inputs.hr)}
+
+
 LossFn = Callable[[DoSSR, Inputs, Array | None, TrainConfig], tuple[Array, Metrics]]
 STAGES: dict[str, LossFn] = {
     "rrdb": rrdb_loss,
     "vae": vae_loss,
     "prior": prior_loss,
     "dossr": dossr_loss,
+    "refiner": refiner_loss,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import space_to_depth
+from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.vae import posterior_mode
 
 Read = Callable[[str], np.ndarray]
@@ -69,6 +70,20 @@ def with_started_control(read: Read) -> Read:
         return value
 
     return started
+
+
+def fresh_refiner(config: DoSSRConfig, seed: int) -> dict[str, np.ndarray]:
+    """Parameters, by name, of a refiner that changes nothing yet."""
+    refiner = Refiner(config.refiner, rngs=nnx.Rngs(seed))
+    return {
+        f"refiner.{name}": np.asarray(param[...])
+        for name, param in weights.names_and_params(refiner)
+    }
+
+
+def with_fresh(read: Read, fresh: Mapping[str, np.ndarray]) -> Read:
+    """The model that `read` gives, with parameters of its own that it lacks."""
+    return lambda name: fresh[name] if name in fresh else read(name)
 
 
 def start_vae(model: DoSSR, images: np.ndarray) -> None:

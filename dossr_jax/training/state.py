@@ -163,6 +163,7 @@ def same_architecture(a: DoSSRConfig, b: DoSSRConfig) -> bool:
             config.unet,
             vae,
             config.rrdb,
+            config.refiner,
             config.process,
             config.shared_encoder,
             config.context_length,
@@ -196,19 +197,25 @@ def _open(
                 raise ValueError("the linear start of an autoencoder needs images")
             start.start_vae(model, images)
         values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
-        found, read, names = model.config, values.__getitem__, set(values)
+        found, read = model.config, values.__getitem__
     else:
         file = weights.open_model(init)
         # The text tower takes no part in training: prompts are stored as embeddings.
         found, read = dataclasses.replace(file.config, text=None), file.read
-        names = {n for n in file.names if not n.startswith("text.")}
+        shapes = {n: file.shape(n) for n in file.names if not n.startswith("text.")}
+        if config.stage == "refiner" and found.refiner is None:
+            found = dataclasses.replace(found, refiner=config.model.refiner)
+            fresh = start.fresh_refiner(found, config.seed)
+            read = start.with_fresh(read, fresh)
+            shapes |= {n: value.shape for n, value in fresh.items()}
         if not same_architecture(found, config.model):
             raise UserError(
                 f"{init}: its networks are not the configuration's; give the file that the stage "
                 "before wrote, or one that fits"
             )
-        shapes = shapes_of(abstract(found, config))
-        weights.check_names(shapes, {n: file.shape(n) for n in names}, str(init))
+        weights.check_names(shapes_of(abstract(found, config)), shapes, str(init))
+    if config.stage == "refiner":
+        found = dataclasses.replace(found, sampler=config.model.sampler)
     if config.stage == "dossr":
         sampler = dataclasses.replace(config.model.sampler, start=config.start)
         found = dataclasses.replace(found, sampler=sampler)

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
+from dossr_jax.training.inputs import Batch, make_inputs
 from dossr_jax.training.params import Params, averaged_model, build, gather
-from dossr_jax.training.stages import STAGES, Batch, Metrics, make_inputs
+from dossr_jax.training.stages import STAGES, Metrics
 from dossr_jax.training.state import TrainState, learning_rate, make_optimizer
 
 _EMA_WARMUP = 10

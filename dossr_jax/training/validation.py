@@ -17,19 +17,19 @@ from dossr_jax import metrics, parallel
 from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Source
-from dossr_jax.diffusion import process, solver
+from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.inputs import Batch, Inputs, make_inputs, normal
 from dossr_jax.training.params import averaged_model
-from dossr_jax.training.stages import Batch, Inputs, decoded, fold, make_inputs, pre_restore
+from dossr_jax.training.sampling import pre_restore, sampled
 from dossr_jax.training.state import TrainState
 from dossr_jax.training.step import make_eval_step
 
 IMAGES = 12
 _BUCKETS = 5
 _PICTURE_SIDE = 2048  # of a grid, about, in pixels
-# Purposes of random draws, apart from those of the losses.
-_POSTERIOR, _START, _STEP, _NOISE = range(16, 20)
+_NOISE = 19  # purpose of a random draw, apart from those of losses and sampling
 
 
 class Report(NamedTuple):
@@ -45,7 +45,7 @@ class Validation:
     Metrics are the `loss`, in latent stages also that of every range of times (`loss_tA-B`), and
     `psnr_y` and `ssim_y` of what the stage makes: the pre-restored image, the autoencoder's, the
     prior's denoised in one step, or the one that the model's own sampler makes, before the
-    colour fix.
+    colour fix or, in the refiner's stage, after all.
     """
 
     def __init__(self, config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, source: Source):
@@ -171,10 +171,6 @@ def make_show(
     return show
 
 
-def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
 def _show_rrdb(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
     del t
     return inputs.lr, pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
@@ -193,7 +189,7 @@ def _show_prior(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
     schedule = make_schedule(model.config.process).no_shift()
     tables = schedule.alpha, schedule.sigma, schedule.eta
     alpha, sigma, eta = (process.gather(jnp.asarray(a, jnp.float32), t) for a in tables)
-    noise = _normal(fold(inputs.keys, _NOISE), x0.shape[1:])
+    noise = normal(inputs.keys, _NOISE, x0.shape[1:])
     x = process.q_sample(x0, x0, alpha, sigma, eta, noise)
     context = jnp.broadcast_to(model.context[...], (len(x), *model.context.shape))
     eps = model.predict_noise(x, t, context, None).astype(jnp.float32)
@@ -201,36 +197,16 @@ def _show_prior(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
 
 
 def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    """Restoration as dossr_jax.restore has it, with the model's own sampler and prompt."""
+    """What the model's own sampler makes, before the colour fix."""
     del t
-    sampler = model.config.sampler
-    pre = jnp.clip(pre_restore(model, inputs.lr, inputs.hr.shape[1:3]), 0, 1)
-    moments, hint = (m.astype(jnp.float32) for m in model.encode(pre))
-    hint = model.latents(hint)
-    shape = hint.shape[1:]
-    x_lr = model.latents(moments, _normal(fold(inputs.keys, _POSTERIOR), shape))
-    context = jnp.broadcast_to(model.context[...], (len(x_lr), *model.context.shape))
-    step_keys = fold(inputs.keys, _STEP)
+    return inputs.lr, sampled(model, inputs).decoded
 
-    def denoise(x: Array, point: solver.Point) -> Array:
-        t = jnp.broadcast_to(point.t, x.shape[:1])
-        eps = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-        levels = point.alpha, point.sigma, point.eta
-        x0 = process.data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
-        return process.toward_lr(x0, x_lr, sampler.fidelity)
 
-    table = solver.make_table(
-        make_schedule(model.config.process),
-        steps=sampler.steps,
-        order=sampler.order,
-        kind=sampler.solver,
-        grid=sampler.grid,
-        start=sampler.start,
-        final_denoise=sampler.final_denoise,
-    )
-    start = _normal(fold(inputs.keys, _START), shape)
-    x0 = solver.sample(denoise, x_lr, table, start, lambda i: _normal(fold(step_keys, i), shape))
-    return inputs.lr, decoded(model, x0, x_lr, pre)
+def _show_refiner(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
+    """The same after colour fix and refiner."""
+    del t
+    pre, _, fixed = sampled(model, inputs)
+    return inputs.lr, model.refiner(fixed, pre)
 
 
 _MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]] = {
@@ -238,6 +214,7 @@ _MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]]
     "vae": _show_vae,
     "prior": _show_prior,
     "dossr": _show_dossr,
+    "refiner": _show_refiner,
 }
 
 

@@ -1,0 +1,19 @@
+"""Refiner of dossr-mini, on what its own sampler makes; last of the five stages.
+
+python train.py --config mini_refiner --data DATA --output RUN --init DOSSR_MODEL
+"""
+
+import dataclasses
+
+from configs.mini import DATA, MODEL
+from dossr_jax.config import OptimizerConfig, RefinerConfig, TrainConfig
+
+CONFIG = TrainConfig(
+    stage="refiner",
+    model=dataclasses.replace(MODEL, refiner=RefinerConfig()),
+    data=DATA,
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
+    coarse_weights=(1, 1, 1),
+    ssim_weight=0.2,
+    steps=4000,
+)

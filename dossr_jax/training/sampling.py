@@ -1,0 +1,81 @@
+"""Restoration of training samples as dossr_jax.restore has it, whole crops in one program."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dossr_jax.diffusion import process, solver
+from dossr_jax.diffusion.schedule import make_schedule
+from dossr_jax.image import color_fix
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.inputs import Inputs, fold, normal
+
+# Purposes of random draws, apart from those of the losses.
+_POSTERIOR, _START, _STEP = range(16, 19)
+
+
+class Restored(NamedTuple):
+    """Images (b, H, W, 3), float32: pre-restored, decoded, and after the colour fix."""
+
+    pre: Array
+    decoded: Array
+    fixed: Array
+
+
+def pre_restore(model: DoSSR, lr: Array, size: tuple[int, int]) -> Array:
+    """The pre-restorer's output, not clipped, enlarged to (b, *size, 3) where it is smaller."""
+    out = model.rrdb(lr)
+    if out.shape[1:3] != size:
+        out = jax.image.resize(out, (out.shape[0], *size, out.shape[-1]), "cubic")
+    return out
+
+
+def decoded(model: DoSSR, latents: Array, x_lr: Array, pre: Array) -> Array:
+    """Image (b, H, W, 3) of scaled latents, as the model's sampler has it before low bands.
+
+    With the colour fix "residual" that is the pre-restored image `pre`, in [0, 1], and what the
+    latents change in the decoding of its own, x_lr, as dossr_jax.restore has it.
+    """
+    image = model.decode(latents)
+    if model.config.sampler.color_fix == "residual":
+        image = pre + image - model.decode(x_lr)
+    return image
+
+
+def sampled(model: DoSSR, inputs: Inputs) -> Restored:
+    """What the model's own sampler, prompt and colour fix make of the LR images, not refined."""
+    sampler = model.config.sampler
+    height, width = size = inputs.hr.shape[1:3]
+    pre = jnp.clip(pre_restore(model, inputs.lr, size).astype(jnp.float32), 0, 1)
+    moments, hint = (m.astype(jnp.float32) for m in model.encode(pre))
+    hint = model.latents(hint)
+    shape = hint.shape[1:]
+    x_lr = model.latents(moments, normal(inputs.keys, _POSTERIOR, shape))
+    context = jnp.broadcast_to(model.context[...], (len(x_lr), *model.context.shape))
+    step_keys = fold(inputs.keys, _STEP)
+
+    def denoise(x: Array, point: solver.Point) -> Array:
+        t = jnp.broadcast_to(point.t, x.shape[:1])
+        eps = model.predict_noise(x, t, context, hint).astype(jnp.float32)
+        levels = point.alpha, point.sigma, point.eta
+        x0 = process.data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
+        return process.toward_lr(x0, x_lr, sampler.fidelity)
+
+    table = solver.make_table(
+        make_schedule(model.config.process),
+        steps=sampler.steps,
+        order=sampler.order,
+        kind=sampler.solver,
+        grid=sampler.grid,
+        start=sampler.start,
+        final_denoise=sampler.final_denoise,
+    )
+    start = normal(inputs.keys, _START, shape)
+    x0 = solver.sample(denoise, x_lr, table, start, lambda i: normal(step_keys, i, shape))
+    image = decoded(model, x0, x_lr, pre).astype(jnp.float32)
+    sizes = jnp.broadcast_to(jnp.int32([height, width]), (len(image), 2))
+    return Restored(pre, image, color_fix(sampler.color_fix, image, pre, sizes))
