@@ -6,14 +6,14 @@ python train.py --config mini_refiner --data DATA --output RUN --init DOSSR_MODE
 import dataclasses
 
 from configs.mini import DATA, MODEL
-from dossr_jax.config import OptimizerConfig, RefinerConfig, TrainConfig
+from dossr_jax.config import OptimizerConfig, TrainConfig
 
 CONFIG = TrainConfig(
     stage="refiner",
-    model=dataclasses.replace(MODEL, refiner=RefinerConfig()),
+    model=dataclasses.replace(MODEL, refiner=True),
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
+    optimizer=OptimizerConfig(learning_rate=3e-4, betas=(0.9, 0.99), ema_decay=0.999),
     coarse_weights=(1, 1, 1),
-    ssim_weight=0.2,
-    steps=4000,
+    ssim_weight=5.0,
+    steps=3000,
 )

@@ -138,15 +138,6 @@ class RRDBConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefinerConfig:
-    """Residual network that corrects the restored image, on `patch_size` pixels a side folded."""
-
-    num_features: int = 128
-    num_blocks: int = 3
-    patch_size: int = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """OpenCLIP text tower (defaults: ViT-H/14 as SD 2.1 uses it).
 
@@ -212,8 +203,8 @@ class DoSSRConfig:
     """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
 
     `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
-    `text` is None where the text tower does not travel with the weights. `refiner` None, as
-    published, leaves the image as the colour fix has it.
+    `text` is None where the text tower does not travel with the weights. `refiner`: a second
+    network of the pre-restorer's shape goes over the image of the colour fix; none as published.
     `context_length` is the number of tokens of the stored prompt embeddings.
     """
 
@@ -223,7 +214,7 @@ class DoSSRConfig:
     process: ProcessConfig = ProcessConfig()
     sampler: SamplerConfig = SamplerConfig()
     text: TextConfig | None = None
-    refiner: RefinerConfig | None = None
+    refiner: bool = False
     shared_encoder: bool = True
     context_length: int = 77
     prompt: str = "clean, high-resolution, 8k"
@@ -235,12 +226,6 @@ class DoSSRConfig:
             f"UNet in/out channels {self.unet.in_channels}/{self.unet.out_channels} and latent "
             f"channels {self.vae.z_channels} differ",
         )
-        if self.refiner is not None:
-            _require(
-                self.vae.downscale % self.refiner.patch_size == 0,
-                f"refiner.patch_size {self.refiner.patch_size} does not divide the "
-                f"{self.vae.downscale} pixels of a latent position",
-            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -404,8 +389,8 @@ class TrainConfig:
         stages = ("rrdb", "vae", "prior", "dossr", "refiner")
         _require(self.stage in stages, f"no stage {self.stage!r}")
         _require(
-            self.stage != "refiner" or self.model.refiner is not None,
-            'stage "refiner" needs a model.refiner to train',
+            self.stage != "refiner" or self.model.refiner,
+            'stage "refiner" trains the refiner of a model with model.refiner true',
         )
         _require(self.start in ("lr", "noise"), f"no start {self.start!r}")
         _require(self.times in ("all", "visited", "start"), f"no times {self.times!r}")

@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.solver import Point, SolverTable, sample
 from dossr_jax.image import ColorFix, batch_position_noise, color_fix, pixels_to_uint8
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import tiled
 
-UPSCALE = 4
 _POSTERIOR, _START, _FIRST_STEP = 0, 1, 2
 
 
@@ -177,5 +177,7 @@ def restore(
         result = pre + decoded - over_tiles(model.decode, [x_lr], [1], unit, 3)
     result = color_fix(layout.color_fix, result, pre, UPSCALE * size)
     if model.refiner is not None:
-        result = over_tiles(model.refiner, [result, pre], [unit, unit], unit, 3)
+        result = over_tiles(
+            model.refiner, [lr, pre, result], [unit // UPSCALE, unit, unit], unit, 3
+        )
     return Stages(to_uint8(pre), to_uint8(decoded), to_uint8(result))

@@ -6,7 +6,6 @@ from dossr_jax.config import (
     DataConfig,
     DoSSRConfig,
     OptimizerConfig,
-    RefinerConfig,
     RRDBConfig,
     TrainConfig,
     UNetConfig,
@@ -34,7 +33,7 @@ SMALL = DoSSRConfig(
         patch_size=4,
     ),
     rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
-    refiner=RefinerConfig(num_features=8, num_blocks=1, patch_size=2),
+    refiner=True,
     context_length=1,
 )
 STAGES = ("rrdb", "vae", "prior", "dossr", "refiner")

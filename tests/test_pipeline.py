@@ -16,7 +16,6 @@ from models import TINY, tiny_model
 from PIL import Image
 
 from dossr_jax import restore as restore_module
-from dossr_jax.config import RefinerConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import RRDBNet
@@ -104,8 +103,8 @@ def test_result_depends_on_the_seed_and_repeats_with_it(upscaler):
 
 def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
     """Where no network looks beyond a position, tiling is exact: nothing is lost or doubled."""
-    model = tiny_model(config=dataclasses.replace(TINY, refiner=RefinerConfig(num_features=4)))
-    monkeypatch.setattr(Refiner, "__call__", lambda self, x, pre: 0.8 * x + 0.2 * pre**2)
+    model = tiny_model(config=dataclasses.replace(TINY, refiner=True))
+    monkeypatch.setattr(Refiner, "__call__", lambda self, lr, pre, x: 0.8 * x + 0.2 * pre**2)
     monkeypatch.setattr(type(model), "encode", lambda self, x: (_pool(x, 8), _pool(x, 8)))
     monkeypatch.setattr(type(model), "decode", lambda self, z: _spread(z[..., :3], 8))
     monkeypatch.setattr(type(model), "pre_restore", lambda self, x: _spread(x, 4))

@@ -199,7 +199,7 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
 
 def test_a_fresh_refiner_changes_nothing_and_joins_any_model(tmp_path):
     """A file without one gets it where its stage asks; nothing else of the file moves."""
-    _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=None))
+    _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
     path = tmp_path / "plain.safetensors"
     weights.save_model(path, training.trained_model(run, run.state))
     with pytest.raises(UserError, match="networks are not"):
@@ -210,8 +210,16 @@ def test_a_fresh_refiner_changes_nothing_and_joins_any_model(tmp_path):
     assert joined.state.frozen.keys() == {*run.state.frozen, *run.state.learn}
     for name, value in {**run.state.frozen, **run.state.learn}.items():
         np.testing.assert_array_equal(value, joined.state.frozen[name])
-    image, pre = np.random.default_rng(0).random((2, 1, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(model.refiner(image, pre), image)
+    lr = np.random.default_rng(0).random((1, 4, 6, 3)).astype(np.float32)
+    pre, image = np.random.default_rng(1).random((2, 1, 16, 24, 3)).astype(np.float32)
+    unclipped = sampling.pre_restore(model, jnp.asarray(lr), (16, 24))
+    np.testing.assert_allclose(model.refiner(lr, pre, image), unclipped + image - pre, atol=1e-6)
+    data = dataclasses.replace(joined.config.data, presets=("denoise",))
+    model_config = dataclasses.replace(
+        joined.config.model, rrdb=dataclasses.replace(SMALL.rrdb, scale=1)
+    )
+    with pytest.raises(UserError, match="enlarges by 4"):
+        training_inputs.lr_scale(make_config("refiner", data=data, model=model_config))
 
 
 def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
@@ -228,7 +236,7 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     )
     inputs = training_inputs.Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
     pre, decoded, fixed = sampling.sampled(model, inputs)
-    refined = model.refiner(fixed, pre)
+    refined = model.refiner(inputs.lr, pre, fixed)
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
     assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255

@@ -235,7 +235,7 @@ def check_release_shape(config: DoSSRConfig) -> None:
             "this model's pre-restorer enlarges by sub-pixels, which PyTorch's has "
             "not: it cannot be written in that form"
         )
-    if config.refiner is not None:
+    if config.refiner:
         raise UserError(
             "this model has a refiner, which PyTorch's has not: it cannot be written in that form"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -11,7 +10,7 @@ from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.layers import Dtype
 from dossr_jax.models.refiner import Refiner
-from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
 from dossr_jax.models.text_encoder import TextEncoder
 from dossr_jax.models.unet import Remat, UNet
 from dossr_jax.models.vae import VAE, VAEEncoder, posterior_mode, posterior_sample
@@ -41,7 +40,7 @@ class DoSSR(nnx.Module):
         # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
         self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
         self.rrdb = RRDBNet(config.rrdb, **options)
-        self.refiner = None if config.refiner is None else Refiner(config.refiner, **options)
+        self.refiner = Refiner(config.rrdb, **options) if config.refiner else None
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
         self.context = nnx.Param(jnp.zeros(shape, param_dtype))
@@ -52,11 +51,8 @@ class DoSSR(nnx.Module):
 
         A pre-restorer that enlarges less than four times is followed by bicubic enlargement.
         """
-        restored = self.rrdb(lr)
-        b, h, w, _ = lr.shape
-        if self.config.rrdb.scale != 4:
-            restored = jax.image.resize(restored, (b, 4 * h, 4 * w, 3), "cubic")
-        return jnp.clip(restored, 0, 1)
+        height, width = lr.shape[1:3]
+        return jnp.clip(enlarge(self.rrdb(lr), (UPSCALE * height, UPSCALE * width)), 0, 1)
 
     def encode(self, image: Array) -> tuple[Array, Array]:
         """Posterior moments of an image in [0, 1], and those that give the hint.

@@ -12,7 +12,7 @@ from dossr_jax.models.layers import Dtype, Factory, depth_to_space, nearest_x2, 
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
-_UPSCALE = 4
+UPSCALE = 4
 
 
 def _lrelu(x: Array) -> Array:
@@ -76,12 +76,15 @@ class RRDBNet(nnx.Module):
             self.conv_last = make.conv(features, config.out_channels)
         else:
             self.conv_hr = make.conv(features, features)
-            side = _UPSCALE * config.patch_size
+            side = UPSCALE * config.patch_size
             self.conv_last = make.zero_conv(features, config.out_channels * side**2, 3)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, features: Array | None = None) -> Array:
+        """Enlarge x; `features` (b, h/fold, w/fold, num_features) join the first convolution's."""
         x = x.astype(self.dtype)
         h = self.conv_first(space_to_depth(x, self.config.fold))
+        if features is not None:
+            h = h + features
         trunk = h
         for block in self.body:
             trunk = block(trunk)
@@ -90,6 +93,13 @@ class RRDBNet(nnx.Module):
             h = _lrelu(self.conv_up1(nearest_x2(h)))
             h = _lrelu(self.conv_up2(nearest_x2(h)))
             return self.conv_last(_lrelu(self.conv_hr(h)))
-        side = _UPSCALE * self.config.patch_size
+        side = UPSCALE * self.config.patch_size
         detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), side)
         return detail + jax.image.resize(x, detail.shape, "cubic")
+
+
+def enlarge(image: Array, size: tuple[int, int]) -> Array:
+    """`image` (b, h, w, c) at `size`, bicubically where it is smaller."""
+    if image.shape[1:3] == size:
+        return image
+    return jax.image.resize(image, (image.shape[0], *size, image.shape[-1]), "cubic")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dossr_jax.restore import UPSCALE
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import plan_tiles
 
 # Pixels of the fourfold image on the smallest canvas.

@@ -23,9 +23,10 @@ from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.image import pad_to
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.buckets import Buckets, Canvas
 from dossr_jax.pipeline.settings import MAX_STEPS, Settings
-from dossr_jax.restore import UPSCALE, Knobs, Layout, Stages, restore
+from dossr_jax.restore import Knobs, Layout, Stages, restore
 
 DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
@@ -160,7 +161,8 @@ class Upscaler:
         model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
             model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
-            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
+            model.refiner = None  # it continues from the model's own pre-restorer
+            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config, refiner=False)
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
     @property

@@ -22,8 +22,9 @@ from dossr_jax.diffusion.solver import cast, make_table, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import compiling_for
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MAX_STEPS
-from dossr_jax.restore import UPSCALE, Knobs, Layout, restore
+from dossr_jax.restore import Knobs, Layout, restore
 from dossr_jax.training import abstract_run, make_train_step
 
 

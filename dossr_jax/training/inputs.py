@@ -19,6 +19,7 @@ from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.data import degradation
 from dossr_jax.errors import UserError
+from dossr_jax.models.rrdbnet import UPSCALE
 
 Batch = Mapping[str, Any]
 
@@ -58,6 +59,11 @@ def lr_scale(config: TrainConfig) -> int:
         raise UserError(
             f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
             f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
+        )
+    if config.stage == "refiner" and scale != UPSCALE:
+        raise UserError(
+            f"data.presets {', '.join(config.data.presets)} degrade by {scale}; a refiner is for "
+            f"restoration, which enlarges by {UPSCALE}"
         )
     return scale
 

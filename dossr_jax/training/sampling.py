@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -12,6 +11,7 @@ from dossr_jax.diffusion import process, solver
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.image import color_fix
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.rrdbnet import enlarge
 from dossr_jax.training.inputs import Inputs, fold, normal
 
 # Purposes of random draws, apart from those of the losses.
@@ -28,10 +28,7 @@ class Restored(NamedTuple):
 
 def pre_restore(model: DoSSR, lr: Array, size: tuple[int, int]) -> Array:
     """The pre-restorer's output, not clipped, enlarged to (b, *size, 3) where it is smaller."""
-    out = model.rrdb(lr)
-    if out.shape[1:3] != size:
-        out = jax.image.resize(out, (out.shape[0], *size, out.shape[-1]), "cubic")
-    return out
+    return enlarge(model.rrdb(lr), size)
 
 
 def decoded(model: DoSSR, latents: Array, x_lr: Array, pre: Array) -> Array:

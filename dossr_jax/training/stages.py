@@ -210,7 +210,7 @@ def refiner_loss(
     """
     del t
     pre, _, fixed = jax.lax.stop_gradient(sampled(model, inputs))
-    out = model.refiner(fixed, pre).astype(jnp.float32)
+    out = model.refiner(inputs.lr, pre, fixed).astype(jnp.float32)
     error = inputs.hr - out
     loss = mean_of(jnp.abs(error)) + coarse_error(error, config.coarse_weights)
     if config.ssim_weight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,18 +72,20 @@ def with_started_control(read: Read) -> Read:
     return started
 
 
-def fresh_refiner(config: DoSSRConfig, seed: int) -> dict[str, np.ndarray]:
-    """Parameters, by name, of a refiner that changes nothing yet."""
-    refiner = Refiner(config.refiner, rngs=nnx.Rngs(seed))
-    return {
-        f"refiner.{name}": np.asarray(param[...])
-        for name, param in weights.names_and_params(refiner)
-    }
+def with_fresh_refiner(read: Read, config: DoSSRConfig) -> Read:
+    """The model that `read` gives, with a refiner that changes nothing yet.
 
+    Its network is a copy of the pre-restorer's.
+    """
+    target, fresh = "refiner.net.", Refiner(config.rrdb, rngs=nnx.Rngs(0))
+    started = {f"refiner.{name}": param[...] for name, param in weights.names_and_params(fresh)}
 
-def with_fresh(read: Read, fresh: Mapping[str, np.ndarray]) -> Read:
-    """The model that `read` gives, with parameters of its own that it lacks."""
-    return lambda name: fresh[name] if name in fresh else read(name)
+    def value(name: str) -> np.ndarray:
+        if name.startswith(target):
+            return read("rrdb." + name.removeprefix(target))
+        return np.asarray(started[name]) if name in started else read(name)
+
+    return value
 
 
 def start_vae(model: DoSSR, images: np.ndarray) -> None:

@@ -191,7 +191,9 @@ def _open(
     """Configuration and parameters, by name, of the model that a run starts from."""
     if init is None:
         zero_output = config.stage != "dossr"
-        model = start.make_model(config.model, config.seed, zero_output=zero_output)
+        has_refiner = config.model.refiner and config.stage != "refiner"  # it joins below
+        model = dataclasses.replace(config.model, refiner=has_refiner)
+        model = start.make_model(model, config.seed, zero_output=zero_output)
         if config.stage == "vae":
             if images is None:
                 raise ValueError("the linear start of an autoencoder needs images")
@@ -202,20 +204,19 @@ def _open(
         file = weights.open_model(init)
         # The text tower takes no part in training: prompts are stored as embeddings.
         found, read = dataclasses.replace(file.config, text=None), file.read
-        shapes = {n: file.shape(n) for n in file.names if not n.startswith("text.")}
-        if config.stage == "refiner" and found.refiner is None:
-            found = dataclasses.replace(found, refiner=config.model.refiner)
-            fresh = start.fresh_refiner(found, config.seed)
-            read = start.with_fresh(read, fresh)
-            shapes |= {n: value.shape for n, value in fresh.items()}
-        if not same_architecture(found, config.model):
+        names = {n for n in file.names if not n.startswith("text.")}
+        fits = dataclasses.replace(found, refiner=found.refiner or config.stage == "refiner")
+        if not same_architecture(fits, config.model):
             raise UserError(
                 f"{init}: its networks are not the configuration's; give the file that the stage "
                 "before wrote, or one that fits"
             )
-        weights.check_names(shapes_of(abstract(found, config)), shapes, str(init))
+        shapes = shapes_of(abstract(found, config))
+        weights.check_names(shapes, {n: file.shape(n) for n in names}, str(init))
     if config.stage == "refiner":
-        found = dataclasses.replace(found, sampler=config.model.sampler)
+        if not found.refiner:
+            read = start.with_fresh_refiner(read, found)
+        found = dataclasses.replace(found, refiner=True, sampler=config.model.sampler)
     if config.stage == "dossr":
         sampler = dataclasses.replace(config.model.sampler, start=config.start)
         found = dataclasses.replace(found, sampler=sampler)

@@ -206,7 +206,7 @@ def _show_refiner(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array,
     """The same after colour fix and refiner."""
     del t
     pre, _, fixed = sampled(model, inputs)
-    return inputs.lr, model.refiner(fixed, pre)
+    return inputs.lr, model.refiner(inputs.lr, pre, fixed)
 
 
 _MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]] = {

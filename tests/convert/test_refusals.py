@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import Arrays, assert_one_line, run, write_file
 
-from dossr_jax.config import DoSSRConfig, RefinerConfig
+from dossr_jax.config import DoSSRConfig
 from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.convert.release import check_release_shape, read_release
 from dossr_jax.errors import UserError
@@ -265,14 +265,16 @@ def test_pickles_of_lightning_are_read_without_it(tmp_path):
         ("vae", {"patch_size": 2}, "folds pixels into channels"),
         ("rrdb", {"upsampler": "shuffle"}, "enlarges by sub-pixels"),
         ("process", {"lr_skip": 0.5}, "skip connection from the LR latent"),
-        ("refiner", None, "has a refiner"),
     ],
 )
 def test_networks_that_pytorch_has_not_are_not_written_as_its_own(section, change, says):
     config = DoSSRConfig()
     check_release_shape(config)
-    part = RefinerConfig()
-    if change is not None:
-        part = dataclasses.replace(getattr(config, section), **change)
+    part = dataclasses.replace(getattr(config, section), **change)
     with pytest.raises(UserError, match=says):
         check_release_shape(dataclasses.replace(config, **{section: part}))
+
+
+def test_a_refiner_is_not_left_out_silently():
+    with pytest.raises(UserError, match="has a refiner"):
+        check_release_shape(DoSSRConfig(refiner=True))
