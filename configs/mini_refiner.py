@@ -13,7 +13,8 @@ CONFIG = TrainConfig(
     model=dataclasses.replace(MODEL, refiner=True),
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=3e-4, betas=(0.9, 0.99), ema_decay=0.999),
-    coarse_weights=(1, 1, 1),
-    ssim_weight=5.0,
+    coarse_weights=(1, 2, 4, 4),
+    ssim_weight=1.0,
+    sharpen=0.4,
     steps=3000,
 )

@@ -357,8 +357,8 @@ class TrainConfig:
     "empty" prompt as published, or "both" stored ones, as likely.
     `coarse_weights` add to the L1 losses of the pre-restorer, DoSSR and the refiner those of the
     error averaged over 2x2, 4x4, ... places; `image_weight` and `ssim_weight` add L1 and 1 - SSIM
-    of DoSSR's decoded prediction, `ssim_weight` also that of the refined image. All are none as
-    published.
+    of DoSSR's decoded prediction, `ssim_weight` also that of the refined image. The refiner learns
+    to make HR images with `sharpen` times an unsharp mask added. All are none as published.
     `save_every`, `validate_every`, `log_every` count steps; `keep` checkpoints are kept.
     """
 
@@ -372,6 +372,7 @@ class TrainConfig:
     coarse_weights: tuple[float, ...] = ()
     image_weight: float = 0.0
     ssim_weight: float = 0.0
+    sharpen: float = 0.0
     start: Literal["lr", "noise"] = "lr"
     times: Literal["all", "visited", "start"] = "all"
     start_share: float = 0.0
@@ -417,6 +418,10 @@ class TrainConfig:
         _require(
             shifted or self.stage == "refiner" or not self.ssim_weight,
             'ssim_weight is for stages "refiner" and "dossr" with start "lr"',
+        )
+        _require(
+            self.sharpen == 0 or (self.stage == "refiner" and self.sharpen > 0),
+            f'sharpen is 0 or more and for stage "refiner" alone, not {self.sharpen}',
         )
         _require(0 <= self.start_share <= 1, f"start_share is from 0 to 1, not {self.start_share}")
         _require(

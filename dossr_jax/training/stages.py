@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dossr_jax import metrics
@@ -20,6 +21,7 @@ from dossr_jax.training.sampling import decoded, pre_restore, sampled
 Metrics = dict[str, Array]
 
 _SSIM_SCALES = 3  # of SSIM as a loss
+_SHARPEN_DEVIATION = 2.0  # of the unsharp mask, in pixels
 # Purposes of random draws, apart from those of the inputs and of sampling.
 _TIME, _NOISE, _PROMPT, _POSTERIOR = range(1, 5)
 
@@ -201,20 +203,36 @@ def dossr_loss(
     return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
 
+def sharpened(image: Array, amount: float) -> Array:
+    """Images (b, h, w, c) with `amount` times what a Gaussian blur of deviation 2 px takes off."""
+
+    def blur(side: int) -> np.ndarray:
+        """Matrix (side, side) that blurs a line of pixels, as if there were none beyond."""
+        distance = np.subtract.outer(np.arange(side), np.arange(side))
+        weights = np.exp(-0.5 * (distance / _SHARPEN_DEVIATION) ** 2)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    rows, cols = map(blur, image.shape[1:3])
+    blurred = jnp.einsum("ih,bhwc,jw->bijc", rows, image, cols)
+    return image + amount * (image - blurred)
+
+
 def refiner_loss(
     model: DoSSR, inputs: Inputs, t: Array | None, config: TrainConfig
 ) -> tuple[Array, Metrics]:
     """Mean |HR - refined| of what the model's own sampler makes, colour fix included.
 
-    `coarse_weights` add the error of coarser grids, `ssim_weight` 1 - SSIM.
+    `coarse_weights` add the error of coarser grids, `ssim_weight` 1 - SSIM; HR is sharpened as
+    `sharpen` says.
     """
     del t
+    hr = sharpened(inputs.hr, config.sharpen) if config.sharpen else inputs.hr
     pre, _, fixed = jax.lax.stop_gradient(sampled(model, inputs))
     out = model.refiner(inputs.lr, pre, fixed).astype(jnp.float32)
-    error = inputs.hr - out
+    error = hr - out
     loss = mean_of(jnp.abs(error)) + coarse_error(error, config.coarse_weights)
     if config.ssim_weight:
-        loss += config.ssim_weight * _dissimilarity(out, inputs.hr)
+        loss += config.ssim_weight * _dissimilarity(out, hr)
     return loss, {"psnr": _psnr(out, inputs.hr), "unrefined_psnr": _psnr(fixed, inputs.hr)}
 
 
