@@ -12,9 +12,9 @@ CONFIG = TrainConfig(
     stage="refiner",
     model=dataclasses.replace(MODEL, refiner=True),
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=3e-4, betas=(0.9, 0.99), ema_decay=0.999),
+    optimizer=OptimizerConfig(learning_rate=5e-4, betas=(0.9, 0.99), ema_decay=0.999),
     coarse_weights=(1, 2, 4, 4),
     ssim_weight=1.0,
-    sharpen=0.4,
+    sharpen=0.25,
     steps=3000,
 )

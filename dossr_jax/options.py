@@ -66,6 +66,7 @@ _PICTURE = (
         "keep to the colours of the pre-restored image; residual also spares it the autoencoder's "
         "error (*)",
     ),
+    ("refine", _ON_OFF, "run the refiner of a model that has one (default: on)"),
 )
 
 

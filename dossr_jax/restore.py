@@ -33,8 +33,9 @@ class Layout:
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
     canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance, a second UNet
-    pass a step. Without `diffuse` the pre-restored image is the result. `shard` splits batches (of
-    tiles, or of images where there are no tiles) over devices.
+    pass a step. Without `diffuse` the pre-restored image is the result, without `refine` the
+    refiner that a model may have does not run. `shard` splits batches (of tiles, or of images where
+    there are no tiles) over devices.
     """
 
     tile: int | None
@@ -45,6 +46,7 @@ class Layout:
     guided: bool
     truncate: bool = False
     diffuse: bool = True
+    refine: bool = True
     shard: NamedSharding | None = None
 
 
@@ -176,7 +178,7 @@ def restore(
         # What the autoencoder alone makes of the pre-restored image is not the diffusion's doing.
         result = pre + decoded - over_tiles(model.decode, [x_lr], [1], unit, 3)
     result = color_fix(layout.color_fix, result, pre, UPSCALE * size)
-    if model.refiner is not None:
+    if layout.refine and model.refiner is not None:
         result = over_tiles(
             model.refiner, [lr, pre, result], [unit // UPSCALE, unit, unit], unit, 3
         )

@@ -197,7 +197,7 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
 
 
-def test_a_fresh_refiner_changes_nothing_and_joins_any_model(tmp_path):
+def test_a_fresh_refiner_averages_and_joins_any_model(tmp_path):
     """A file without one gets it where its stage asks; nothing else of the file moves."""
     _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
     path = tmp_path / "plain.safetensors"
@@ -213,7 +213,8 @@ def test_a_fresh_refiner_changes_nothing_and_joins_any_model(tmp_path):
     lr = np.random.default_rng(0).random((1, 4, 6, 3)).astype(np.float32)
     pre, image = np.random.default_rng(1).random((2, 1, 16, 24, 3)).astype(np.float32)
     unclipped = sampling.pre_restore(model, jnp.asarray(lr), (16, 24))
-    np.testing.assert_allclose(model.refiner(lr, pre, image), unclipped + image - pre, atol=1e-6)
+    want = unclipped + (image - pre) / 2
+    np.testing.assert_allclose(model.refiner(lr, pre, image), want, atol=1e-6)
     data = dataclasses.replace(joined.config.data, presets=("denoise",))
     model_config = dataclasses.replace(
         joined.config.model, rrdb=dataclasses.replace(SMALL.rrdb, scale=1)

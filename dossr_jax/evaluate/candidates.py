@@ -23,6 +23,7 @@ _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
 BASELINES = (
     "bicubic",
     "pre-restored",
+    "unrefined",
     "autoencoder",
     *(f"{name}-{steps}" for name in _FROM_NOISE for steps in STEPS_FROM_NOISE),
 )
@@ -84,7 +85,8 @@ class Restorer:
         counts = self.upscaler.parameters
         if not self.settings.diffuse:
             return counts["rrdb"]
-        return sum(count for name, count in counts.items() if name != "text")
+        idle = {"text"} if self.settings.refine else {"text", "refiner"}
+        return sum(count for name, count in counts.items() if name not in idle)
 
     @property
     def evaluations(self) -> int:
@@ -175,6 +177,8 @@ def make_baseline(
     if name == "pre-restored":
         alone = dataclasses.replace(settings, diffuse=False)
         return Restorer(upscaler(), alone, name, "the model's pre-restorer alone")
+    if name == "unrefined":
+        return make_model(upscaler(), dataclasses.replace(settings, refine=False), name)
     if name == "autoencoder":
         return Autoencoder(upscaler())
     if name.startswith(RRDB_PREFIX):

@@ -51,6 +51,7 @@ class Settings:
         that the autoencoder's own error cancels; "adain" takes mean and deviation; or "none".
       batch_size: images, or tiles of larger images, that run together.
       diffuse: False ends with the pre-restored image, for comparisons.
+      refine: False leaves out the refiner of a model that has one: diffusion alone.
       truncate: 8-bit output by truncation, as the PyTorch release does, for comparisons.
 
     Raises:
@@ -74,6 +75,7 @@ class Settings:
     color_fix: ColorFix | None = None
     batch_size: int = 1
     diffuse: bool = True
+    refine: bool = True
     truncate: bool = False
 
     def __post_init__(self) -> None:

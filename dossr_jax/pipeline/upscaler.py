@@ -282,6 +282,7 @@ class Upscaler:
             guided=settings.cfg_scale != 1.0,
             truncate=settings.truncate,
             diffuse=settings.diffuse,
+            refine=settings.refine,
             shard=self._split if canvas.tiled and self._devices > 1 else None,
         )
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.

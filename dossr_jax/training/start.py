@@ -73,10 +73,7 @@ def with_started_control(read: Read) -> Read:
 
 
 def with_fresh_refiner(read: Read, config: DoSSRConfig) -> Read:
-    """The model that `read` gives, with a refiner that changes nothing yet.
-
-    Its network is a copy of the pre-restorer's.
-    """
+    """The model that `read` gives, with a fresh refiner: its network copies the pre-restorer."""
     target, fresh = "refiner.net.", Refiner(config.rrdb, rngs=nnx.Rngs(0))
     started = {f"refiner.{name}": param[...] for name, param in weights.names_and_params(fresh)}
 
