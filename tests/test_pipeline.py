@@ -16,6 +16,7 @@ from models import TINY, tiny_model
 from PIL import Image
 
 from dossr_jax import restore as restore_module
+from dossr_jax import weights
 from dossr_jax.errors import UserError
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import RRDBNet
@@ -163,6 +164,21 @@ def test_the_residual_fix_takes_the_autoencoders_error_off(upscaler):
         difference = result.image.astype(int) - result.pre_restored
         assert np.abs(difference).max() <= 1
         assert np.abs(result.decoded.astype(int) - result.pre_restored).max() > 1
+
+
+def test_the_refiner_runs_where_asked_and_goes_with_its_pre_restorer(tmp_path, monkeypatch):
+    """Without it a model restores as one that has none; another pre-restorer leaves it out."""
+    model = tiny_model(config=dataclasses.replace(TINY, refiner=True))
+    path = tmp_path / "refined.safetensors"
+    weights.save_model(path, model)
+    image, devices = picture(20, 24), jax.devices()[:1]
+    refined = Upscaler.from_pretrained(path, devices=devices)
+    without = refined.restore(image, steps=2, refine=False)
+    assert np.abs(refined.restore(image, steps=2).astype(int) - without).max() > 10
+    monkeypatch.setattr(upscaler_module, "make_preprocessor", lambda source, dtype: model.rrdb)
+    replaced = Upscaler.from_pretrained(path, preprocessor="the same one", devices=devices)
+    assert_same_picture(replaced.restore(image, steps=2), without)
+    assert "refiner" in refined.parameters and "refiner" not in replaced.parameters
 
 
 def test_guidance_of_scale_one_is_no_guidance(upscaler):
