@@ -1,4 +1,4 @@
-"""What the stages of dossr-mini share: the architecture, 11.2 M parameters, and the data.
+"""What the stages of dossr-mini share: the architecture without its refiner, and the data.
 
 Chosen for two CPU cores: XLA runs 3x3 convolutions of 128 channels on small grids about three
 times faster than narrow ones on large grids, so pixels are folded into channels at once. An

@@ -186,6 +186,7 @@ class SamplerConfig:
     start: Literal["lr", "noise"] = "lr"
     final_denoise: bool = False
     fidelity: float = 0.0
+    detail: float = 1.0
     color_fix: Literal["wavelet", "residual", "adain", "none"] = "wavelet"
 
 

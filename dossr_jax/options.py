@@ -60,6 +60,7 @@ _PICTURE = (
         "strength of the control by the input, 0-1 or more (default: %(default)g)",
     ),
     ("fidelity", float, "0: free detail, 1: keep to the pre-restored image (*)"),
+    ("detail", float, "how much of diffusion's detail a refiner lets through (*)"),
     (
         "color_fix",
         str,

@@ -20,7 +20,13 @@ from jax.sharding import NamedSharding
 
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.solver import Point, SolverTable, sample
-from dossr_jax.image import ColorFix, batch_position_noise, color_fix, pixels_to_uint8
+from dossr_jax.image import (
+    ColorFix,
+    batch_position_noise,
+    color_fix,
+    detail_fix,
+    pixels_to_uint8,
+)
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import tiled
 
@@ -54,7 +60,8 @@ class Knobs(NamedTuple):
     """Traced settings: changing them compiles nothing.
 
     context, negative: prompt embeddings (m, d). cfg_scale, strength (of the ControlNet, a factor
-    on its residuals) and fidelity (0 free, 1 keeps the pre-restored latents) are scalars.
+    on its residuals), fidelity (0 free, 1 keeps the pre-restored latents) and detail (how much of
+    what diffusion changed a refiner lets through) are scalars.
     """
 
     context: Array
@@ -62,6 +69,7 @@ class Knobs(NamedTuple):
     cfg_scale: Array
     strength: Array
     fidelity: Array
+    detail: Array
 
 
 class Stages(NamedTuple):
@@ -179,7 +187,8 @@ def restore(
         result = pre + decoded - over_tiles(model.decode, [x_lr], [1], unit, 3)
     result = color_fix(layout.color_fix, result, pre, UPSCALE * size)
     if layout.refine and model.refiner is not None:
-        result = over_tiles(
-            model.refiner, [lr, pre, result], [unit // UPSCALE, unit, unit], unit, 3
-        )
+        in_px = [unit // UPSCALE, unit, unit]
+        refine = functools.partial(model.refiner, detail=knobs.detail)
+        refined = over_tiles(refine, [lr, pre, result], in_px, unit, 3)
+        result = detail_fix(refined, pre, UPSCALE * size)
     return Stages(to_uint8(pre), to_uint8(decoded), to_uint8(result))

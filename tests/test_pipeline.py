@@ -105,7 +105,9 @@ def test_result_depends_on_the_seed_and_repeats_with_it(upscaler):
 def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
     """Where no network looks beyond a position, tiling is exact: nothing is lost or doubled."""
     model = tiny_model(config=dataclasses.replace(TINY, refiner=True))
-    monkeypatch.setattr(Refiner, "__call__", lambda self, lr, pre, x: 0.8 * x + 0.2 * pre**2)
+    monkeypatch.setattr(
+        Refiner, "__call__", lambda self, lr, pre, x, detail: 0.8 * x + 0.2 * pre**2
+    )
     monkeypatch.setattr(type(model), "encode", lambda self, x: (_pool(x, 8), _pool(x, 8)))
     monkeypatch.setattr(type(model), "decode", lambda self, z: _spread(z[..., :3], 8))
     monkeypatch.setattr(type(model), "pre_restore", lambda self, x: _spread(x, 4))

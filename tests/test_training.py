@@ -197,7 +197,7 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
 
 
-def test_a_fresh_refiner_averages_and_joins_any_model(tmp_path):
+def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
     """A file without one gets it where its stage asks; nothing else of the file moves."""
     _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
     path = tmp_path / "plain.safetensors"
@@ -213,8 +213,9 @@ def test_a_fresh_refiner_averages_and_joins_any_model(tmp_path):
     lr = np.random.default_rng(0).random((1, 4, 6, 3)).astype(np.float32)
     pre, image = np.random.default_rng(1).random((2, 1, 16, 24, 3)).astype(np.float32)
     unclipped = sampling.pre_restore(model, jnp.asarray(lr), (16, 24))
-    want = unclipped + (image - pre) / 2
-    np.testing.assert_allclose(model.refiner(lr, pre, image), want, atol=1e-6)
+    for detail in (0.5, 1.0):
+        want = unclipped + detail * (image - pre)
+        np.testing.assert_allclose(model.refiner(lr, pre, image, detail), want, atol=1e-6)
     data = dataclasses.replace(joined.config.data, presets=("denoise",))
     model_config = dataclasses.replace(
         joined.config.model, rrdb=dataclasses.replace(SMALL.rrdb, scale=1)
@@ -235,7 +236,7 @@ def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
 
 def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     """Same pre-restored image, latents and colour fix: without noise, pixel for pixel."""
-    sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5)
+    sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5, detail=0.7)
     config = dataclasses.replace(SMALL, sampler=sampler)
     model = tiny_model(config=config)
     model.vae.encoder.conv_out.bias[...] = jnp.zeros(8).at[4:].set(-60.0)  # no posterior noise
@@ -246,12 +247,12 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
         restore_module, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
     )
     inputs = training_inputs.Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
-    pre, decoded, fixed = sampling.sampled(model, inputs)
-    refined = model.refiner(inputs.lr, pre, fixed)
+    restored = sampling.sampled(model, inputs)
+    refined = sampling.refined(model, inputs.lr, restored, 0.7)
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
     assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255
-    assert np.abs(fixed - refined).max() > 0.05
+    assert np.abs(restored.fixed - refined).max() > 0.05
 
 
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():

@@ -145,6 +145,8 @@ def make_model(upscaler: Upscaler, settings: Settings, name: str) -> Restorer:
         f"fidelity {full.fidelity:g}, cfg {full.cfg_scale:g}, strength {full.strength:g}",
         f"colour fix {full.color_fix}, seed {full.seed}",
     ]
+    if full.refine and upscaler.config.refiner:
+        words.append(f"refined, detail {full.detail:g}")
     return Restorer(upscaler, settings, name, ", ".join(words))
 
 

@@ -10,16 +10,13 @@ from dossr_jax.config import RRDBConfig
 from dossr_jax.models.layers import Dtype, Factory, space_to_depth
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
 
-_START_GAIN = 0.5
-
 
 class Refiner(nnx.Module):
     """LR, pre-restored and restored image -> the restored image, refined; (b, 4h, 4w, 3).
 
     The change that restoration made to the pre-restored image enters the features of an RRDBNet
-    and, with a learnt gain, its output. It starts with the pre-restorer's weights, `conv_change`
-    zero and a gain of a half, and so from the mean of the restored and the pre-restored image,
-    which is closer to the truth than either. The result is not clipped.
+    and, times `detail`, its output. It starts with the pre-restorer's weights and `conv_change`
+    zero, where nothing is changed at a detail of 1. The result is not clipped.
     """
 
     def __init__(
@@ -34,11 +31,10 @@ class Refiner(nnx.Module):
         self.net = RRDBNet(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.block = UPSCALE * config.fold
         self.conv_change = make.zero_conv(3 * self.block**2, config.num_features, 3)
-        self.gain = nnx.Param(jnp.asarray(_START_GAIN, param_dtype))
 
-    def __call__(self, lr: Array, pre: Array, image: Array) -> Array:
-        """lr (b, h, w, 3); pre, image (b, 4h, 4w, 3), all about [0, 1]."""
+    def __call__(self, lr: Array, pre: Array, image: Array, detail: Array | float) -> Array:
+        """lr (b, h, w, 3); pre, image (b, 4h, 4w, 3), all about [0, 1]; detail, a number."""
         change = (image - pre).astype(self.net.dtype)
         features = self.conv_change(space_to_depth(change, self.block))
         out = enlarge(self.net(lr, features), image.shape[1:3])
-        return out + self.gain[...].astype(change.dtype) * change
+        return out + jnp.asarray(detail, change.dtype) * change

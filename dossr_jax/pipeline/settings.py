@@ -46,6 +46,8 @@ class Settings:
       cfg_scale: classifier-free guidance against the negative prompt, 1 is off.
       strength: factor on the ControlNet's residuals, 1 as trained.
       fidelity: 0 free, 1 keeps to the pre-restored image.
+      detail: of a model with a refiner, factor on what diffusion changed: 0 the refiner's
+        own picture, closest to the truth; 1 all of it, more natural.
       color_fix: how to keep to the pre-restored image's colours: "wavelet" (published) takes its
         low band; "residual" that too, and adds what diffusion changed to the pre-restored image, so
         that the autoencoder's own error cancels; "adain" takes mean and deviation; or "none".
@@ -72,6 +74,7 @@ class Settings:
     cfg_scale: float = 1.0
     strength: float = 1.0
     fidelity: float | None = None
+    detail: float | None = None
     color_fix: ColorFix | None = None
     batch_size: int = 1
     diffuse: bool = True
@@ -144,5 +147,6 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cfg_scale": ("a finite number", _finite),
     "strength": ("a finite number", _finite),
     "fidelity": ("a number from 0 to 1", lambda v: _finite(v) and 0 <= v <= 1),
+    "detail": ("a finite number", _finite),
     "batch_size": ("a whole number from 1", lambda v: _whole(v, 1, math.inf)),
 }

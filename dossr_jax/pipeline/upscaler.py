@@ -321,6 +321,7 @@ class Upscaler:
             cfg_scale=np.float32(settings.cfg_scale),
             strength=np.float32(settings.strength),
             fidelity=np.float32(settings.fidelity),
+            detail=np.float32(settings.detail),
         )
 
     def _context(self, prompt: str) -> jax.Array:

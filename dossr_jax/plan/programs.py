@@ -143,7 +143,7 @@ def restore_program(
     table = cast(pad_table(table, MAX_STEPS), np.float32)
     side = size // UPSCALE
     keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))
-    knobs = Knobs(abstract.context, abstract.negative_context, *[np.float32(0)] * 3)
+    knobs = Knobs(abstract.context, abstract.negative_context, *[np.float32(0)] * 4)
     layout = Layout(
         tile=None,
         overlap=0,

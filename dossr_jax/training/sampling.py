@@ -9,7 +9,7 @@ from jax import Array
 
 from dossr_jax.diffusion import process, solver
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.image import color_fix
+from dossr_jax.image import color_fix, detail_fix
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import enlarge
 from dossr_jax.training.inputs import Inputs, fold, normal
@@ -46,8 +46,7 @@ def decoded(model: DoSSR, latents: Array, x_lr: Array, pre: Array) -> Array:
 def sampled(model: DoSSR, inputs: Inputs) -> Restored:
     """What the model's own sampler, prompt and colour fix make of the LR images, not refined."""
     sampler = model.config.sampler
-    height, width = size = inputs.hr.shape[1:3]
-    pre = jnp.clip(pre_restore(model, inputs.lr, size).astype(jnp.float32), 0, 1)
+    pre = jnp.clip(pre_restore(model, inputs.lr, inputs.hr.shape[1:3]).astype(jnp.float32), 0, 1)
     moments, hint = (m.astype(jnp.float32) for m in model.encode(pre))
     hint = model.latents(hint)
     shape = hint.shape[1:]
@@ -74,5 +73,16 @@ def sampled(model: DoSSR, inputs: Inputs) -> Restored:
     start = normal(inputs.keys, _START, shape)
     x0 = solver.sample(denoise, x_lr, table, start, lambda i: normal(step_keys, i, shape))
     image = decoded(model, x0, x_lr, pre).astype(jnp.float32)
-    sizes = jnp.broadcast_to(jnp.int32([height, width]), (len(image), 2))
-    return Restored(pre, image, color_fix(sampler.color_fix, image, pre, sizes))
+    return Restored(pre, image, color_fix(sampler.color_fix, image, pre, _sizes(image)))
+
+
+def refined(model: DoSSR, lr: Array, restored: Restored, detail: float) -> Array:
+    """The restored images after the model's refiner, of which the fine bands alone are taken."""
+    pre, _, fixed = restored
+    image = model.refiner(lr, pre, fixed, detail).astype(jnp.float32)
+    return detail_fix(image, pre, _sizes(image))
+
+
+def _sizes(image: Array) -> Array:
+    """Sizes (b, 2) of images that fill their canvas."""
+    return jnp.broadcast_to(jnp.int32(image.shape[1:3]), (len(image), 2))

@@ -21,6 +21,9 @@ from dossr_jax.training.sampling import decoded, pre_restore, sampled
 Metrics = dict[str, Array]
 
 _SSIM_SCALES = 3  # of SSIM as a loss
+# What a refiner learns at: the mean of restored and pre-restored image is closer to the truth than
+# either. How much detail a picture gets is for its sampler to say.
+_DETAIL = 0.5
 _SHARPEN_DEVIATION = 2.0  # of the unsharp mask, in pixels
 # Purposes of random draws, apart from those of the inputs and of sampling.
 _TIME, _NOISE, _PROMPT, _POSTERIOR = range(1, 5)
@@ -223,12 +226,13 @@ def refiner_loss(
     """Mean |HR - refined| of what the model's own sampler makes, colour fix included.
 
     `coarse_weights` add the error of coarser grids, `ssim_weight` 1 - SSIM; HR is sharpened as
-    `sharpen` says.
+    `sharpen` says. All bands count here, though restoration takes the fine ones alone: a network
+    that is not asked for the coarse ones spends them on the fine (docs/mini.md).
     """
     del t
     hr = sharpened(inputs.hr, config.sharpen) if config.sharpen else inputs.hr
     pre, _, fixed = jax.lax.stop_gradient(sampled(model, inputs))
-    out = model.refiner(inputs.lr, pre, fixed).astype(jnp.float32)
+    out = model.refiner(inputs.lr, pre, fixed, _DETAIL).astype(jnp.float32)
     error = hr - out
     loss = mean_of(jnp.abs(error)) + coarse_error(error, config.coarse_weights)
     if config.ssim_weight:

@@ -22,7 +22,7 @@ from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.inputs import Batch, Inputs, make_inputs, normal
 from dossr_jax.training.params import averaged_model
-from dossr_jax.training.sampling import pre_restore, sampled
+from dossr_jax.training.sampling import pre_restore, refined, sampled
 from dossr_jax.training.state import TrainState
 from dossr_jax.training.step import make_eval_step
 
@@ -205,8 +205,8 @@ def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, A
 def _show_refiner(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
     """The same after colour fix and refiner."""
     del t
-    pre, _, fixed = sampled(model, inputs)
-    return inputs.lr, model.refiner(inputs.lr, pre, fixed)
+    detail = model.config.sampler.detail
+    return inputs.lr, refined(model, inputs.lr, sampled(model, inputs), detail)
 
 
 _MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]] = {
