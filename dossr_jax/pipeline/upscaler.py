@@ -151,7 +151,8 @@ class Upscaler:
         Args:
           name_or_path: "dossr-mini", a .safetensors file or an Orbax folder.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
-          preprocessor: another pre-restorer: an RRDBNet file, or "realesrgan" from the extra.
+          preprocessor: another pre-restorer: an RRDBNet file, or "realesrgan" from the extra. A
+            refiner, which goes on from the model's own, is left out with it.
 
         Raises:
           UserError: in one line, what is wrong with the file and what to do.
