@@ -13,7 +13,7 @@ derived in docs/method.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +154,19 @@ def step_coefficients(
     if kind == "sde":
         return r**2, c_x0, then * np.sqrt(1 - r**2)
     return r, c_x0, np.zeros_like(r)
+
+
+def table_of(schedule: Schedule, sampler: Any) -> SolverTable:
+    """:func:`make_table` as the fields of a SamplerConfig, or of complete Settings, say."""
+    return make_table(
+        schedule,
+        steps=sampler.steps,
+        order=sampler.order,
+        kind=sampler.solver,
+        grid=sampler.grid,
+        start=sampler.start,
+        final_denoise=sampler.final_denoise,
+    )
 
 
 def make_table(

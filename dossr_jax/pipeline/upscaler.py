@@ -19,7 +19,7 @@ from PIL import Image
 from dossr_jax import image_io, prompts, weights
 from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
+from dossr_jax.diffusion.solver import SolverTable, cast, pad_table, table_of
 from dossr_jax.errors import UserError
 from dossr_jax.image import pad_to
 from dossr_jax.models.dossr import DoSSR
@@ -303,15 +303,7 @@ class Upscaler:
         ]
 
     def _table(self, settings: Settings) -> SolverTable:
-        table = make_table(
-            self._schedule,
-            steps=settings.steps,
-            order=settings.order,
-            kind=settings.solver,
-            grid=settings.grid,
-            start=settings.start,
-            final_denoise=settings.final_denoise,
-        )
+        table = table_of(self._schedule, settings)
         return cast(pad_table(table, MAX_STEPS), np.float32)
 
     def _knobs(self, settings: Settings) -> Knobs:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dossr_jax import parallel, weights
 from dossr_jax.config import DoSSRConfig, TrainConfig
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import cast, make_table, pad_table
+from dossr_jax.diffusion.solver import cast, pad_table, table_of
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import compiling_for
@@ -131,15 +131,7 @@ def restore_program(
     abstract = weights.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
     graphdef, state = nnx.split(abstract)
     sampler = model.sampler
-    table = make_table(
-        make_schedule(model.process),
-        steps=sampler.steps,
-        order=sampler.order,
-        kind=sampler.solver,
-        grid=sampler.grid,
-        start=sampler.start,
-        final_denoise=sampler.final_denoise,
-    )
+    table = table_of(make_schedule(model.process), sampler)
     table = cast(pad_table(table, MAX_STEPS), np.float32)
     side = size // UPSCALE
     keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))

@@ -61,15 +61,7 @@ def sampled(model: DoSSR, inputs: Inputs) -> Restored:
         x0 = process.data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
         return process.toward_lr(x0, x_lr, sampler.fidelity)
 
-    table = solver.make_table(
-        make_schedule(model.config.process),
-        steps=sampler.steps,
-        order=sampler.order,
-        kind=sampler.solver,
-        grid=sampler.grid,
-        start=sampler.start,
-        final_denoise=sampler.final_denoise,
-    )
+    table = solver.table_of(make_schedule(model.config.process), sampler)
     start = normal(inputs.keys, _START, shape)
     x0 = solver.sample(denoise, x_lr, table, start, lambda i: normal(step_keys, i, shape))
     image = decoded(model, x0, x_lr, pre).astype(jnp.float32)
@@ -77,7 +69,10 @@ def sampled(model: DoSSR, inputs: Inputs) -> Restored:
 
 
 def refined(model: DoSSR, lr: Array, restored: Restored, detail: float) -> Array:
-    """The restored images after the model's refiner, of which the fine bands alone are taken."""
+    """Restored images (b, H, W, 3) after the model's refiner, of which fine bands alone are taken.
+
+    lr: (b, H/4, W/4, 3) in [0, 1]. detail: as Settings has it.
+    """
     pre, _, fixed = restored
     image = model.refiner(lr, pre, fixed, detail).astype(jnp.float32)
     return detail_fix(image, pre, _sizes(image))
