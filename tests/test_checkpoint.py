@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from distributed_worker import run_python
+from helpers.distributed_worker import run_python
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dossr_jax import checkpoint, parallel

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from models import tiny_model
+from helpers.models import tiny_model
 from PIL import Image
 
 from dossr_jax import cli, image_io, weights

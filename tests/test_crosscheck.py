@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from folders import OTHER, write_model
+from helpers.folders import OTHER, write_model
 from safetensors.numpy import load_file, save_file
 
 from dossr_jax import weights

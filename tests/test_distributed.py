@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed_worker import start_processes
-from pictures import names_for, picture, save
-from runs import write_model
+from helpers.distributed_worker import start_processes
+from helpers.pictures import names_for, picture, save
+from helpers.runs import write_model
 
 from configs import CONFIGS
 from dossr_jax import weights

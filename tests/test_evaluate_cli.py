@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import tiny_model
-from pictures import picture, save
-from small import SMALL
+from helpers.models import tiny_model
+from helpers.pictures import picture, save
+from helpers.small import SMALL
 from test_cli import assert_one_error
 
 from dossr_jax import weights

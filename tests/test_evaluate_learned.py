@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import save
 from huggingface_hub import constants
-from pictures import save
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import METRICS, learned, score

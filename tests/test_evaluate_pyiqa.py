@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture, save
+from helpers.pictures import picture, save
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import METRICS, learned

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import skimage.data
-from pictures import picture
+from helpers.pictures import picture
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 

@@ -10,10 +10,10 @@ import signal
 import jax
 import numpy as np
 import pytest
-from pictures import names_for, picture, save
+from helpers.pictures import names_for, picture, save
+from helpers.runs import write_model, write_pairs
+from helpers.small import SMALL, make_config
 from PIL import Image
-from runs import write_model, write_pairs
-from small import SMALL, make_config
 
 from dossr_jax import parallel
 from dossr_jax.checkpoint import Checkpoints

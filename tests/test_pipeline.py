@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import TINY, tiny_model
+from helpers.models import TINY, tiny_model
 from PIL import Image
 
 from dossr_jax import restore as restore_module
@@ -266,7 +266,7 @@ def test_pre_restorers_of_smaller_scale_fold_pixels_and_enlarge(scale, size):
 _FOUR_DEVICES = """
 import jax, numpy as np, sys
 sys.path.insert(0, {tests!r})
-from models import tiny_model
+from helpers.models import tiny_model
 from test_pipeline import TILE, picture, assert_same_picture
 from dossr_jax.pipeline import Upscaler
 assert len(jax.devices()) == 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import names_for, picture, quarter, save
+from helpers.pictures import names_for, picture, quarter, save
 
 from dossr_jax.config import DataConfig
 from dossr_jax.data.pipeline import Batches, start_of

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from crashing import CrashingJob
-from models import TINY, tiny_model
-from small import make_batch, make_config
+from helpers.crashing import CrashingJob
+from helpers.models import TINY, tiny_model
+from helpers.small import make_batch, make_config
 
 from dossr_jax import parallel, pipeline, training
 from dossr_jax.errors import UserError

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures import names_for, picture, save
+from helpers.pictures import names_for, picture, save
 
 from dossr_jax import Upscaler
 

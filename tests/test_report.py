@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from models import tiny_model
-from pictures import picture, quarter, save
+from helpers.models import tiny_model
+from helpers.pictures import picture, quarter, save
+from helpers.small import SMALL
 from PIL import Image
-from small import SMALL
 
 from dossr_jax import Upscaler
 from dossr_jax.models.dossr import DoSSR

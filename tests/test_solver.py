@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.solvers import SCHEDULE, SHAPE, denoise, draws, point_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solvers import SCHEDULE, SHAPE, denoise, draws, point_of
 
 from dossr_jax.diffusion.schedule import GRID_NAMES, Schedule, span_coordinate
 from dossr_jax.diffusion.solver import (

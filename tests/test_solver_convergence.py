@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from solvers import SCHEDULE
+from helpers.solvers import SCHEDULE
 
 from dossr_jax.diffusion.solver import make_table, step_coefficients
 

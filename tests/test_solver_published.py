@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solvers import SCHEDULE, denoise, draws
+from helpers.solvers import SCHEDULE, denoise, draws
 
 from dossr_jax.diffusion.process import eps_to_x0
 from dossr_jax.diffusion.schedule import make_timesteps

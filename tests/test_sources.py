@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from pictures import names_for, picture, quarter, save
+from helpers.pictures import names_for, picture, quarter, save
 
 from dossr_jax.data import prepare
 from dossr_jax.data.sources import Prepared, list_images, open_source, split_of

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import write_model, write_pairs
-from small import SMALL, make_config
+from helpers.runs import write_model, write_pairs
+from helpers.small import SMALL, make_config
 
 import train
 from configs import CONFIGS

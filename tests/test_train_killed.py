@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from distributed_worker import ROOT, environment
-from pictures import names_for, picture, save
-from runs import write_model
+from helpers.distributed_worker import ROOT, environment
+from helpers.pictures import names_for, picture, save
+from helpers.runs import write_model
 
 from configs import CONFIGS
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import tiny_model
-from small import SMALL, STAGES, make_batch, make_config
+from helpers.models import tiny_model
+from helpers.small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import parallel, training, weights
 from dossr_jax import restore as restore_module

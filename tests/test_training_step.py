@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from distributed_worker import run_python
-from small import make_batch, make_config
+from helpers.distributed_worker import run_python
+from helpers.small import make_batch, make_config
 
 from dossr_jax import parallel, training
 from dossr_jax.config import ParallelConfig

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from checkpoints import Arrays, read_file
+from helpers.checkpoints import Arrays, read_file
 
 from dossr_jax.convert.__main__ import main
 

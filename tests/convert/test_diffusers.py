@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from checkpoints import assert_one_line, read_file, run, same, write_file
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dossr_jax import weights

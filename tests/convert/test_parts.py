@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checkpoints import Arrays, read_file, run, same, write_file
+from helpers.checkpoints import Arrays, read_file, run, same, write_file
 
 from dossr_jax import prompts, weights
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import Arrays, assert_one_line, run, write_file
+from helpers.checkpoints import Arrays, assert_one_line, run, write_file
 
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.convert.readers import read_checkpoint

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import torch
-from checkpoints import read_file, run, same, write_file
-from models import tiny_model
+from helpers.checkpoints import read_file, run, same, write_file
+from helpers.models import tiny_model
 
 from dossr_jax import weights
 from dossr_jax.convert import config_from_release_yaml, load_release

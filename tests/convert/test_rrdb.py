@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from checkpoints import Arrays, read_file, write_file
-from models import tiny_model
+from helpers.checkpoints import Arrays, read_file, write_file
+from helpers.models import tiny_model
 
 from dossr_jax import weights
 from dossr_jax.config import RRDBConfig

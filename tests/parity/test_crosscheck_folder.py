@@ -16,8 +16,8 @@ from dossr_jax.crosscheck import main
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from compare import on_meta, randomise  # noqa: E402
-from folders import OTHER, write_model  # noqa: E402
+from helpers.compare import on_meta, randomise  # noqa: E402
+from helpers.folders import OTHER, write_model  # noqa: E402
 from torch_networks import RRDBNet, make_controlnet, make_unet, make_vae  # noqa: E402
 
 ORDER, STEPS, CFG_SCALE = 2, 3, 1.5

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import torch_networks  # noqa: E402
-from compare import build, nchw, randomise, relative_error, run, take_state  # noqa: E402
+from helpers.compare import build, nchw, randomise, relative_error, run, take_state  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 DETAIL = 0.6

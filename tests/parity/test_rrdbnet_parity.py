@@ -13,9 +13,9 @@ from dossr_jax.models.rrdbnet import RRDBNet
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-import spandrel_esrgan  # noqa: E402
 import torch_networks  # noqa: E402
-from compare import build, nchw, randomise, relative_error, run, take_state  # noqa: E402
+from helpers import spandrel_esrgan  # noqa: E402
+from helpers.compare import build, nchw, randomise, relative_error, run, take_state  # noqa: E402
 
 SMALL = {"num_features": 16, "num_blocks": 2, "growth": 8}
 

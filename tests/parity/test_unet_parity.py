@@ -10,7 +10,7 @@ from dossr_jax.models.unet import UNet
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from compare import build, nchw, on_meta, randomise, relative_error, run, take_state  # noqa: E402
+from helpers.compare import build, nchw, on_meta, randomise, relative_error, run, take_state  # noqa: E402
 from torch_networks import make_unet  # noqa: E402
 
 # Our smallest full-featured layout runs in every test run, SD's own in CI.

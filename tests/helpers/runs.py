@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from models import tiny_model
-from pictures import names_for, picture, quarter, save
-
 from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig
+from helpers.models import tiny_model
+from helpers.pictures import names_for, picture, quarter, save
 
 
 def write_pairs(folder: Path, height: int = 40, width: int = 32) -> Path:

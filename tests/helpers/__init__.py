@@ -1,0 +1,1 @@
+"""What several test files share: small models, pictures, runs, folders and comparisons."""
