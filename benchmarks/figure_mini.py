@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 
 from dossr_jax import Upscaler
 from dossr_jax.image_io import read_image, resample
-from dossr_jax.pipeline import Settings
 
 ROOT = Path(__file__).parent.parent
 SIDE = 360
@@ -31,7 +30,7 @@ def main() -> None:
     upscaler = Upscaler.from_pretrained(args.model)
     paths = sorted(p for p in args.photos.glob("*.png") if not args.only or p.stem in args.only)
     photos = {path: read_image(path) for path in paths}
-    results = dict(upscaler.stream(photos.items(), Settings()))
+    results = dict(upscaler.stream(photos.items(), upscaler.settings()))
     sheet = Image.new("RGB", (len(COLUMNS) * SIDE, 20 + len(photos) * SIDE), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(COLUMNS):

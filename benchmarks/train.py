@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import CONFIGS
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.plan import sample_flops
 from dossr_jax.training import TrainState, abstract_run, make_train_step
+from dossr_jax.training.experiments import load_config
 
 _MATMULS = 8
 _REPEATS = 5
@@ -38,7 +38,7 @@ _REPEATS = 5
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=CONFIGS, default="sd21_dossr")
+    parser.add_argument("--config", default="sd21_dossr")
     parser.add_argument("--batch", type=int, help="samples of a step; one a device")
     parser.add_argument("--search", action="store_true", help="double it until memory ends")
     parser.add_argument("--steps", type=int, default=10, help="steps to run at each batch")
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_config(args: argparse.Namespace, batch: int) -> TrainConfig:
     """The named configuration with the command line's changes."""
-    config = CONFIGS[args.config]
+    config = load_config(args.config)
     wanted = {
         "dtype": args.dtype,
         "frozen_dtype": args.dtype,
@@ -62,7 +62,7 @@ def make_config(args: argparse.Namespace, batch: int) -> TrainConfig:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch=batch, crop=args.size or config.data.crop),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+        optimizer=dataclasses.replace(config.optimizer, microbatches=1),
         parallel=dataclasses.replace(config.parallel, **changes),
     )
 

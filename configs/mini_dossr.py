@@ -6,21 +6,27 @@ Times are drawn from those that a sampler visits: the many beyond t1, where sigm
 the error by up to 15, would take most of a small model's capacity.
 """
 
-from configs.mini import DATA, MODEL
 from dossr_jax.config import OptimizerConfig, TrainConfig
+from dossr_jax.training.stages import DoSSRStage
+from dossr_jax.training.stages.additions import Additions
+
+from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage="dossr",
+    stage=DoSSRStage(
+        times="visited",
+        prompts="both",
+        learn_decoder=True,
+        additions=Additions(
+            coarse_weights=(0.5, 1.0, 1.0),
+            image_weight=10.0,
+            ssim_weight=1.0,
+            learn_vae_decoder=True,
+            first_step_share=0.5,
+        ),
+    ),
     model=MODEL,
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.999),
-    times="visited",
-    start_share=0.5,
-    prompts="both",
-    learn_decoder=True,
-    coarse_weights=(0.5, 1, 1),
-    image_weight=10.0,
-    ssim_weight=1.0,
-    learn_vae_decoder=True,
     steps=12_000,
 )

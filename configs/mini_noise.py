@@ -8,15 +8,10 @@ which the autoencoder's decoder has nothing to learn.
 
 import dataclasses
 
-from configs.mini_dossr import CONFIG as MINI_DOSSR
+from dossr_jax.training.stages import DoSSRStage
+
+from .mini_dossr import CONFIG as MINI_DOSSR
 
 CONFIG = dataclasses.replace(
-    MINI_DOSSR,
-    start="noise",
-    times="all",
-    start_share=0.0,
-    coarse_weights=(),
-    image_weight=0.0,
-    ssim_weight=0.0,
-    learn_vae_decoder=False,
+    MINI_DOSSR, stage=DoSSRStage(start="noise", prompts="both", learn_decoder=True)
 )

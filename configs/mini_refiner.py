@@ -5,16 +5,15 @@ python train.py --config mini_refiner --data DATA --output RUN --init DOSSR_MODE
 
 import dataclasses
 
-from configs.mini import DATA, MODEL
 from dossr_jax.config import OptimizerConfig, TrainConfig
+from dossr_jax.training.stages import RefinerStage
+
+from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage="refiner",
+    stage=RefinerStage(coarse_weights=(1.0, 2.0, 4.0, 4.0), ssim_weight=1.0, sharpen=0.25),
     model=dataclasses.replace(MODEL, refiner=True),
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=5e-4, betas=(0.9, 0.99), ema_decay=0.999),
-    coarse_weights=(1, 2, 4, 4),
-    ssim_weight=1.0,
-    sharpen=0.25,
     steps=3000,
 )

@@ -3,14 +3,15 @@
 python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
 """
 
-from configs.mini import DATA, MODEL
 from dossr_jax.config import OptimizerConfig, TrainConfig
+from dossr_jax.training.stages import RRDBStage
+
+from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage="rrdb",
+    stage=RRDBStage(coarse_weights=(1.0, 2.0, 4.0, 4.0)),
     model=MODEL,
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
-    coarse_weights=(1, 2, 4, 4),
     steps=8000,
 )

@@ -5,11 +5,13 @@ python train.py --config mini_vae --data DATA --output RUN
 
 import dataclasses
 
-from configs.mini import DATA, MODEL
 from dossr_jax.config import OptimizerConfig, TrainConfig
+from dossr_jax.training.stages import VAEStage
+
+from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage="vae",
+    stage=VAEStage(),
     model=MODEL,
     data=dataclasses.replace(DATA, batch=8),
     optimizer=OptimizerConfig(learning_rate=4e-4, warmup=200, betas=(0.9, 0.99), ema_decay=0.995),

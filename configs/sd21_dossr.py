@@ -8,9 +8,10 @@ in bfloat16, what learns is kept in float32.
 """
 
 from dossr_jax.config import DataConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from dossr_jax.training.stages import DoSSRStage
 
 CONFIG = TrainConfig(
-    stage="dossr",
+    stage=DoSSRStage(),
     data=DataConfig(crop=512, batch=16, workers=8, prefetch=8),
     optimizer=OptimizerConfig(
         learning_rate=1e-4, schedule="constant", warmup=500, ema_decay=0.9999

@@ -5,7 +5,7 @@ python train.py --config sd21_dossr_8gpu --data DATA --output RUN --init initial
 
 import dataclasses
 
-from configs.sd21_dossr import CONFIG as ONE_GPU
+from .sd21_dossr import CONFIG as ONE_GPU
 
 CONFIG = dataclasses.replace(
     ONE_GPU,

@@ -8,7 +8,7 @@ A chip has 16 GiB: what learns is split over 16 of them.
 
 import dataclasses
 
-from configs.sd21_dossr import CONFIG as ONE_GPU
+from .sd21_dossr import CONFIG as ONE_GPU
 
 CONFIG = dataclasses.replace(
     ONE_GPU,

@@ -6,7 +6,7 @@ python train.py --config sd21_dossr_v6e256 --data DATA --output RUN --init initi
 
 import dataclasses
 
-from configs.sd21_dossr import CONFIG as ONE_GPU
+from .sd21_dossr import CONFIG as ONE_GPU
 
 CONFIG = dataclasses.replace(
     ONE_GPU,

@@ -10,6 +10,8 @@ UNet's decoder learns with the ControlNet, for one evaluation has to do all the 
 
 import dataclasses
 
-from configs.sd21_dossr import CONFIG as SD21_DOSSR
+from dossr_jax.training.stages import DoSSRStage
 
-CONFIG = dataclasses.replace(SD21_DOSSR, times="start", learn_decoder=True)
+from .sd21_dossr import CONFIG as SD21_DOSSR
+
+CONFIG = dataclasses.replace(SD21_DOSSR, stage=DoSSRStage(times="first", learn_decoder=True))

@@ -12,9 +12,10 @@ from dossr_jax.config import (
     UNetConfig,
     VAEConfig,
 )
+from dossr_jax.training.stages import DoSSRStage
 
 CONFIG = TrainConfig(
-    stage="dossr",
+    stage=DoSSRStage(),
     model=DoSSRConfig(
         unet=UNetConfig(
             model_channels=16,

@@ -71,13 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     failures: list[str] = []
     try:
-        settings = options.settings_of(args)
+        fields = options.picture_fields(args)
         inputs = image_io.find_images(args.input, exclude=args.output)
         targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
         image_io.check_folder(args.output)
         begin = time.perf_counter()
         upscaler = options.load(args)
         loaded = time.perf_counter() - begin
+        settings = upscaler.settings(**fields)
         seconds = _restore_all(upscaler, settings, inputs, targets, args, failures)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,74 +1,20 @@
-"""Options of restoration that several command lines share: which model, and every Setting."""
+"""Options of restoration that several command lines share, derived from the configurations."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import types
+import typing
 from pathlib import Path
+from typing import Any, Literal
 
-from dossr_jax.pipeline import (
-    BUILT_IN,
-    DEFAULT_TILE,
-    DTYPES,
-    MAX_STEPS,
-    Settings,
-    Upscaler,
-    choices,
-)
+from dossr_jax.config import SAMPLERS, SamplerConfig
+from dossr_jax.pipeline import BUILT_IN, DEFAULT_TILE, DTYPES, Settings, Upscaler, make_settings
 
-_ON_OFF = argparse.BooleanOptionalAction
-# Options that are fields of Settings, which knows their choices and defaults: name, type, help.
-_PICTURE = (
-    ("scale", float, "enlargement, any number (default: %(default)g)"),
-    ("steps", int, f"network evaluations, 1-{MAX_STEPS} (*)"),
-    (
-        "scheme",
-        str,
-        "sampler by name, in place of the stored one: published is order 3, solver sde, grid "
-        "uniform, no final denoising; span is order 2, solver span, grid span, no final "
-        "denoising: made for 3 to 10 steps. The options below change parts of it",
-    ),
-    ("order", int, "order of the solver; 1 is advised from 10 steps on (*)"),
-    (
-        "solver",
-        str,
-        "domain-shift SDE as published, its probability-flow ODE, or span, see --scheme (*)",
-    ),
-    (
-        "start",
-        str,
-        "start from the LR image as published, or from pure noise: then order-1 sde is DDPM and "
-        "order-1 ode DDIM; a model is trained for one of them (*)",
-    ),
-    (
-        "grid",
-        str,
-        "times uniform in t as published, uniform in log lambda, or jump and span: few at high "
-        "noise (*)",
-    ),
-    ("final_denoise", _ON_OFF, "end without the noise that the published sampler leaves (*)"),
-    ("seed", int, "random seed (default: %(default)s)"),
-    ("prompt", str, "text of the wanted picture (default: the stored one)"),
-    ("negative_prompt", str, "text to steer away from, with --cfg-scale (default: stored)"),
-    (
-        "cfg_scale",
-        float,
-        "classifier-free guidance; 1 is off and costs nothing (default: %(default)g)",
-    ),
-    (
-        "strength",
-        float,
-        "strength of the control by the input, 0-1 or more (default: %(default)g)",
-    ),
-    ("fidelity", float, "0: free detail, 1: keep to the pre-restored image (*)"),
-    ("detail", float, "how much of diffusion's detail a refiner lets through (*)"),
-    (
-        "color_fix",
-        str,
-        "keep to the colours of the pre-restored image; residual also spares it the autoencoder's "
-        "error (*)",
-    ),
-    ("refine", _ON_OFF, "run the refiner of a model that has one (default: on)"),
-)
+_SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
+# The other fields of Settings are for comparisons, from Python.
+_PICTURE = ("scale", "seed", "prompt", "negative_prompt", "cfg_scale", "strength", "refine")
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
@@ -83,7 +29,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
     model.add_argument(
         "--preprocessor",
         help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), or 'realesrgan' "
-        "with the extra dossr-jax[realesrgan] installed; a refiner is left out with it",
+        "with the extra dossr-jax[realesrgan] installed; it runs without the model's refiner",
     )
     model.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
@@ -94,29 +40,32 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of Settings that says what picture to make."""
-    defaults = Settings()
-    picture = parser.add_argument_group(
-        "picture",
-        "(*) by default as stored with the model; a converted checkpoint is sampled as published,\n"
-        "with 5 steps of the third-order SDE solver on times uniform in t.",
+    """Flags for the fields of Settings and of its sampler."""
+    sampler = parser.add_argument_group(
+        "sampler",
+        "By default as stored with the model; a converted checkpoint is sampled as published, in\n"
+        "5 steps of the third-order SDE solver.",
     )
-    for name, kind, text in _PICTURE:
-        values = {"type": kind, "choices": choices(name) or None}
-        picture.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=getattr(defaults, name),
-            help=text,
-            **({"action": kind} if kind is _ON_OFF else values),
-        )
+    sampler.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=argparse.SUPPRESS,
+        help="a sampler by name; the flags below change parts of it. published: order 3, solver "
+        "sde, grid uniform; asinh: order 2, solver asinh, grid asinh, for 3 to 10 steps",
+    )
+    for name in _SAMPLER:
+        _add_field(sampler, SamplerConfig, name)
+    picture = parser.add_argument_group("picture")
+    for name in _PICTURE:
+        _add_field(picture, Settings, name)
 
 
 def add_speed_options(parser: argparse.ArgumentParser) -> None:
     """--tile and --batch-size."""
     speed = parser.add_argument_group(
         "memory and speed",
-        "A photo takes 1 to 2 GB for every million of its pixels; the networks' own share is that\n"
-        "of a tile, whatever the size of the photo.",
+        "A photo takes 1 to 2 GB per million of its pixels; the networks take the memory of a\n"
+        "tile, whatever the size of the photo.",
     )
     speed.add_argument(
         "--tile",
@@ -124,18 +73,41 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TILE,
         help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
     )
-    speed.add_argument(
-        "--batch-size",
-        type=int,
-        default=Settings().batch_size,
-        help="images, or tiles of large images, that run together (default: %(default)s)",
-    )
+    _add_field(speed, Settings, "batch_size")
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The Settings that parsed options ask for; UserError for impossible ones."""
-    names = Settings.__dataclass_fields__
-    return Settings(**{k: v for k, v in vars(args).items() if k in names})
+def _add_field(group: Any, cls: type, name: str) -> None:
+    """A flag for a field of a configuration: type, choices and help are the field's."""
+    field = cls.__pydantic_fields__[name]
+    options = {"type": _type_of(field.annotation)}
+    if options["type"] is bool:
+        options = {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(field.annotation) is Literal:
+        options["choices"] = typing.get_args(field.annotation)
+    text = field.description.replace("%", "%%")
+    if cls is Settings and field.default is not None:
+        text += f" (default: {field.default})"
+    flag = f"--{name.replace('_', '-')}"
+    group.add_argument(flag, default=argparse.SUPPRESS, help=text, **options)
+
+
+def _type_of(hint: Any) -> type:
+    """The type that a flag's text is read as: a union's first, that of a Literal's values."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Annotated:
+        return _type_of(typing.get_args(hint)[0])
+    return type(typing.get_args(hint)[0]) if typing.get_origin(hint) is Literal else hint
+
+
+def picture_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags ask for, as :func:`dossr_jax.pipeline.make_settings` takes it.
+
+    Raises:
+      ConfigError: a value that a field cannot have.
+    """
+    names = ("sampler", *_SAMPLER, *_PICTURE, "batch_size")
+    fields = {name: value for name, value in vars(args).items() if name in names}
+    make_settings(SamplerConfig(), **fields)
+    return fields
 
 
 def load(args: argparse.Namespace, *, preprocessor: str | None = None) -> Upscaler:

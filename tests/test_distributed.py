@@ -14,8 +14,8 @@ from helpers.distributed_worker import start_processes
 from helpers.pictures import names_for, picture, save
 from helpers.runs import write_model
 
-from configs import CONFIGS
 from dossr_jax import weights
+from dossr_jax.training.experiments import load_config
 
 # Processes that wait for each other give up when other tests keep the cores from them.
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -30,7 +30,7 @@ def launch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
         save(folder / "photos" / name, picture(48, 40, seed=i))
-    init = write_model(folder / "init.safetensors", CONFIGS["tiny"].model)
+    init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["train.py", "--config", "tiny", "--data", folder / "photos", "--init", init]
     fixed += ["--set", "optimizer.schedule=constant", "--set", "log_every=1"]
     variables = {

@@ -220,7 +220,7 @@ def test_buckets_cover_the_times_of_the_stage():
     assert list(prior)[0] == "loss_t0-199"
     visited = bucket_times(config_of("dossr", times="visited"), 100)
     np.testing.assert_array_equal(np.concatenate([*visited.values()]), np.arange(500))
-    start = bucket_times(config_of("dossr", times="start"), 3)
+    start = bucket_times(config_of("dossr", times="first"), 3)
     assert list(start) == ["loss_t499-499"] and (start["loss_t499-499"] == 499).all()
     assert bucket_times(config_of("vae"), 3) == {} and spread_times(config_of("vae"), 3) is None
 

@@ -3,21 +3,20 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.runs import write_model, write_pairs
-from helpers.small import SMALL, make_config
+from helpers.small import SMALL
 
-import train
-from configs import CONFIGS
 from dossr_jax import weights
-from dossr_jax.config import DataConfig
+from dossr_jax.config import to_json
 from dossr_jax.convert.__main__ import main as convert
 from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.pipeline import Upscaler
+from dossr_jax.training.cli import BAD_INPUT, main
+from dossr_jax.training.experiments import configs_folder, list_configs, load_config
 
 # Files and arguments are what counts here; test_training.py has the numbers.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -33,19 +32,22 @@ def init(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("init") / "init.safetensors", SMALL)
 
 
+SMALL_FILE = """
+from helpers.small import make_config
+from dossr_jax.config import DataConfig
+
+data = DataConfig(crop=16, batch=4, workers=0)
+CONFIG = make_config("rrdb", data=data, steps=2, save_every=2, validate_every=0)
+"""
+
+
 @pytest.fixture
-def command(pairs, init, tmp_path, monkeypatch):
-    """Function (*arguments) -> exit status of train.py with a small configuration "small"."""
-    config = make_config(
-        "rrdb",
-        data=DataConfig(crop=16, batch=4, workers=0),
-        steps=2,
-        save_every=2,
-        validate_every=0,
-    )
-    monkeypatch.setitem(train.CONFIGS, "small", config)
-    fixed = ["--config", "small", "--data", pairs, "--output", tmp_path / "run", "--init", init]
-    return lambda *arguments: train.main([str(a) for a in [*fixed, *arguments]])
+def command(pairs, init, tmp_path):
+    """Function (*arguments) -> exit status of the command with a configuration file "small.py"."""
+    config = tmp_path / "small.py"
+    config.write_text(SMALL_FILE)
+    fixed = ["--config", config, "--data", pairs, "--output", tmp_path / "run", "--init", init]
+    return lambda *arguments: main([str(a) for a in [*fixed, *arguments]])
 
 
 def arrays(path):
@@ -85,34 +87,38 @@ def test_the_model_is_the_average(command, tmp_path):
 
 
 def test_an_autoencoder_learns_the_scale_of_its_latents(command, tmp_path):
-    assert command("--set", "stage=vae") == 0
+    assert command("--set", 'stage={"name": "vae"}') == 0
     config = weights.load_model(tmp_path / "run" / "model.safetensors").config
     assert config.vae.scale_factor != SMALL.vae.scale_factor
     # The next stage takes it from the file.
     model = tmp_path / "run" / "model.safetensors"
-    assert command("--set", "stage=prior", "--output", tmp_path / "p", "--init", model) == 0
-    prior = weights.load_model(tmp_path / "p" / "model.safetensors").config
-    assert prior == config
+    prior = ("--set", 'stage={"name": "prior"}')
+    assert command(*prior, "--output", tmp_path / "p", "--init", model) == 0
+    assert weights.load_model(tmp_path / "p" / "model.safetensors").config == config
 
 
-def test_export_to_pytorch(golden_dir, tmp_path, monkeypatch):
+def test_export_to_pytorch(golden_dir, tmp_path):
     """Trained weights come out under the release's keys, at the release's own architecture."""
     init = tmp_path / "golden.safetensors"
     assert convert([str(golden_dir), str(init)]) == 0
     model = weights.load_model(init).config
     unit = model.vae.downscale * model.unet.downscale
-    config = make_config(
-        "rrdb",
-        model=dataclasses.replace(model, text=None),
-        data=DataConfig(crop=unit, batch=1, workers=0, presets=("bicubic",)),
-        steps=1,
-        validate_every=0,
-    )
-    monkeypatch.setitem(train.CONFIGS, "golden", config)
+    changes = f"""
+from dossr_jax.config import DoSSRConfig, from_json
+
+CONFIG = dataclasses.replace(
+    CONFIG,
+    model=from_json(DoSSRConfig, {to_json(dataclasses.replace(model, text=None))!r}),
+    data=DataConfig(crop={unit}, batch=1, workers=0, presets=("bicubic",)),
+    steps=1,
+)
+"""
+    file = tmp_path / "golden.py"
+    file.write_text(f"import dataclasses\n{SMALL_FILE}{changes}")
     pairs = write_pairs(tmp_path / "pairs", unit, unit)
-    arguments = ["--config", "golden", "--data", pairs, "--output", tmp_path / "run"]
+    arguments = ["--config", file, "--data", pairs, "--output", tmp_path / "run"]
     arguments += ["--init", init, "--export-torch", tmp_path / "torch.safetensors"]
-    assert train.main([*map(str, arguments)]) == 0
+    assert main([*map(str, arguments)]) == 0
     ours = arrays(tmp_path / "run" / "model.safetensors")
     theirs = read_checkpoint(tmp_path / "torch.safetensors").tensors
     release = read_checkpoint(golden_dir / "weights.safetensors").tensors
@@ -125,13 +131,16 @@ def test_export_to_pytorch(golden_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "optimizer.rate=1"], "optimizer.rate: small has no such field"),
-        (["--set", "optimizer=1"], "not of the kind"),
-        (["--set", "data.crop=big"], "not of the kind of 16"),
-        (["--set", "steps=1.5"], "not of the kind of 2"),
-        (["--set", "data.crop=17"], "data.crop 17 is not a multiple"),
-        (["--set", "optimizer.schedule=slow"], "no schedule 'slow'"),
-        (["--batch-size", "0"], "batch and crop are 1 or more"),
+        (["--set", "optimizer.rate=1"], "optimizer.rate=1: give FIELD=VALUE of an existing field"),
+        (["--set", "optimizer=1"], "optimizer 1: must be an object"),
+        (["--set", "data.crop=big"], 'data.crop "big": must be a valid integer'),
+        (["--set", "steps=1.5"], "steps 1.5: must be a valid integer"),
+        (["--set", "data.crop=17"], "data.crop 17: must be a multiple of 4"),
+        (["--set", "optimizer.schedule=slow"], 'optimizer.schedule "slow": must be'),
+        (["--set", "stage.lora_rank=2"], "stage has coarse_weights, name"),
+        (["--batch-size", "0"], "data.batch 0: must be greater than or equal to 1"),
+        (["--config", "tinny"], "no configuration 'tinny'; there are mini_dossr"),
+        (["--config", "none.py"], "none.py: no such file"),
         (["--export", "/nowhere/m.safetensors"], "/nowhere: no such folder; make it first"),
         (["--export-torch", "m.safetensors"], "cannot be written in that form"),
         (["--data", "/nowhere"], "/nowhere"),
@@ -140,37 +149,45 @@ def test_export_to_pytorch(golden_dir, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(command, capsys, arguments, message):
-    assert command(*arguments) == train.BAD_INPUT
+    assert command(*arguments) == BAD_INPUT
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
 
 
-def test_settings_reach_the_configuration():
-    settings = {"optimizer.learning_rate": "1", "data.presets": '["bicubic"]', "times": "start"}
-    config = train.make_config("tiny", settings)
-    assert config.optimizer.learning_rate == 1.0 and isinstance(
-        config.optimizer.learning_rate, float
-    )
-    assert config.data.presets == ("bicubic",) and config.times == "start"
-    assert config.model == CONFIGS["tiny"].model
+def test_changes_reach_the_configuration():
+    changes = ["optimizer.learning_rate=1", 'data.presets=["bicubic"]', "stage.times=first"]
+    config = load_config("tiny", changes)
+    assert config.optimizer.learning_rate == 1.0
+    assert config.data.presets == ("bicubic",) and config.stage.times == "first"
+    assert config.model == load_config("tiny").model
 
 
-def test_the_configurations_are_listed(capsys):
-    assert train.main(["--list"]) == 0
-    listed = capsys.readouterr().out
-    assert all(f"{name} " in listed for name in CONFIGS)
+def test_every_configuration_is_listed_with_its_summary(capsys):
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    files = {p.stem for p in configs_folder().glob("*.py")} - {"__init__", "mini"}
+    assert {line.split()[0] for line in listed} == files == set(list_configs())
+    assert all(len(line.split()) > 3 for line in listed)
     with pytest.raises(SystemExit):
-        train.main(["--config", "tiny"])
+        main(["--config", "tiny"])
     assert "--data, --output needed" in capsys.readouterr().err
 
 
-def test_a_missing_extra_is_one_line_that_names_it():
-    code = "import sys; sys.modules['grain'] = None; import train"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(train.__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and ".[train]" in result.stderr
+@pytest.mark.parametrize("module", ["grain", "optax", "numpy.does_not_exist"])
+def test_only_a_missing_module_of_the_extra_is_one_line_that_names_the_extra(module):
+    code = f"""
+import sys
+from dossr_jax.training import cli
+sys.modules[{module!r}] = None
+def fails(*args):
+    import {module}
+cli._run = fails
+sys.exit(cli.main(["--config", "tiny", "--data", "d", "--output", "o"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = result.stderr.splitlines()
+    if module.startswith("numpy"):
+        assert result.returncode == 1 and lines[0].startswith("Traceback")
+    else:
+        assert result.returncode == 2 and len(lines) == 1
+        assert module in lines[0] and "dossr-jax[train]" in lines[0]

@@ -16,7 +16,7 @@ from helpers.distributed_worker import ROOT, environment
 from helpers.pictures import names_for, picture, save
 from helpers.runs import write_model
 
-from configs import CONFIGS
+from dossr_jax.training.experiments import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
         save(folder / "photos" / name, picture(48, 40, seed=i))
-    init = write_model(folder / "init.safetensors", CONFIGS["tiny"].model)
+    init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["--config", "tiny", "--data", folder / "photos", "--init", init, "--steps", STEPS]
     for setting in ("save_every=10", "log_every=1", "validate_every=50", "data.workers=1"):
         fixed += ["--set", setting]

@@ -18,7 +18,15 @@ from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.training import inputs as training_inputs
-from dossr_jax.training import params, sampling, stages, start
+from dossr_jax.training import params, sampling
+from dossr_jax.training.initialize import make_model
+from dossr_jax.training.samples import Draw, Inputs, draw_normal
+from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
+from dossr_jax.training.stages.additions import Additions, coarse_error
+from dossr_jax.training.stages.dossr import predict_x0
+from dossr_jax.training.stages.linear_code import start_from_linear_code
+from dossr_jax.training.stages.refiner import sharpen_images
+from dossr_jax.training.stages.vae import set_scale_factor
 from dossr_jax.training.state import learning_rate
 
 KEY = jax.random.key(0)
@@ -27,7 +35,7 @@ KEY = jax.random.key(0)
 def begin(stage, init=None, **changes):
     config = make_config(stage, **changes)
     mesh = parallel.make_mesh(config.parallel.fsdp)
-    run = training.start_run(config, init, mesh, make_batch()["hr"])
+    run = training.start_run(config, init, mesh, lambda: make_batch()["hr"])
     return mesh, run
 
 
@@ -77,8 +85,8 @@ def test_a_samples_loss_does_not_depend_on_its_batch(trained):
 
 
 def test_decoder_and_low_rank_updates_learn_where_asked():
-    asked = {"learn_decoder": True, "learn_vae_decoder": True, "image_weight": 1.0, "lora_rank": 2}
-    mesh, run = begin("dossr", **asked)
+    additions = Additions(learn_vae_decoder=True, image_weight=1.0)
+    mesh, run = begin("dossr", learn_decoder=True, lora_rank=2, additions=additions)
     prefixes = (
         "control.",
         "unet.up.",
@@ -114,7 +122,7 @@ def test_dossr_loss_is_the_releases(golden_dir):
     def image(name):
         return jnp.asarray(np.moveaxis(archive[name], 1, -1))
 
-    prediction = jax.jit(lambda *args: stages.shifted_prediction(model, *args))(
+    prediction = jax.jit(lambda *args: predict_x0(model, *args))(
         image("train_x"),
         image("train_x_hat"),
         image("eps_hint"),
@@ -131,7 +139,7 @@ def test_dossr_loss_is_the_releases(golden_dir):
 def test_the_shifted_prediction_is_the_definition(skip):
     """D = (1 - s eta) (x - sigma e) / alpha + s eta x_lr, from first principles."""
     config = dataclasses.replace(SMALL, process=dataclasses.replace(SMALL.process, lr_skip=skip))
-    model = start.make_model(config, 1, zero_output=False)
+    model = make_model(config, 1, zero_output=False)
     rng = np.random.default_rng(0)
     x0, x_lr, eps = rng.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
     schedule, t = make_schedule(SMALL.process), np.array([130, 700])
@@ -143,7 +151,7 @@ def test_the_shifted_prediction_is_the_definition(skip):
     context = jnp.ones((2, 1, 8))
     out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(x_lr))
     want = (1 - skip * eta) * (x - sigma * np.asarray(out)) / alpha + skip * eta * x_lr
-    got = stages.shifted_prediction(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
+    got = predict_x0(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -151,7 +159,7 @@ def test_the_coarse_error_is_that_of_averages():
     """Constant signs survive averaging, alternating ones vanish."""
     error = np.full((2, 8, 8, 3), -0.5, np.float32)
     error[1, ::2] *= -1
-    got = stages.coarse_error(jnp.asarray(error), (1.0, 4.0))
+    got = coarse_error(jnp.asarray(error), (1.0, 4.0))
     np.testing.assert_allclose(got, [0.5 * (1 + 4), 0], atol=1e-7)
 
 
@@ -159,22 +167,22 @@ def test_the_coarse_error_is_that_of_averages():
 def test_extra_losses_add_to_the_published_one(stage):
     """Each makes the loss larger; for the pre-restorer, by the weighted error of averages."""
     extra = {"coarse_weights": (1.0, 2.0)}
-    if stage == "dossr":
-        extra |= {"image_weight": 1.0}
     if stage != "rrdb":
         extra |= {"ssim_weight": 0.5}
+    if stage == "dossr":
+        extra = {"additions": Additions(**extra, image_weight=1.0)}
     data = DataConfig(crop=48, batch=4)
     plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
     mesh, run = begin(stage, data=data)
     model = training.trained_model(run, run.state)
     batch = make_batch(crop=48)
     inputs = training_inputs.make_inputs(plain, mesh, jax.random.key(3))(batch)
-    published, _ = stages.STAGES[stage](model, inputs, None, plain)
-    got, _ = stages.STAGES[stage](model, inputs, None, more)
+    published, _ = plain.stage.loss(model, inputs, None)
+    got, _ = more.stage.loss(model, inputs, None)
     assert (got > published).all()
     if stage == "rrdb":
         error = inputs.hr - sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
-        want = published + stages.coarse_error(error, (1.0, 2.0))
+        want = published + coarse_error(error, (1.0, 2.0))
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
@@ -192,8 +200,8 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     rng = np.random.default_rng(0)
     pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
     x_lr, latents = (model.latents(model.encode(jnp.asarray(i))[0]) for i in (pre, other))
-    np.testing.assert_allclose(sampling.decoded(model, x_lr, x_lr, pre), pre, atol=1e-6)
-    got = sampling.decoded(model, latents, x_lr, pre) - pre
+    np.testing.assert_allclose(sampling.decode_images(model, x_lr, x_lr, pre), pre, atol=1e-6)
+    got = sampling.decode_images(model, latents, x_lr, pre) - pre
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
 
 
@@ -220,8 +228,8 @@ def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
     model_config = dataclasses.replace(
         joined.config.model, rrdb=dataclasses.replace(SMALL.rrdb, scale=1)
     )
-    with pytest.raises(UserError, match="enlarges by 4"):
-        training_inputs.lr_scale(make_config("refiner", data=data, model=model_config))
+    with pytest.raises(UserError, match="needs a factor of 4"):
+        make_config("refiner", data=data, model=model_config)
 
 
 def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
@@ -229,7 +237,7 @@ def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
     y, x = np.mgrid[:64, :64].astype(np.float32)
     wave = np.sin(np.pi / 2 * (x + y))
     image = np.stack([0.5 + 0 * x, 0.01 * x + 0.003 * y, wave], axis=-1)[None]
-    got = np.asarray(stages.sharpened(jnp.asarray(image), 0.5))[0, 8:-8, 8:-8]
+    got = np.asarray(sharpen_images(jnp.asarray(image), 0.5))[0, 8:-8, 8:-8]
     want = image[0, 8:-8, 8:-8] * np.float32([1, 1, 1.5])
     np.testing.assert_allclose(got, want, atol=1e-3)
 
@@ -242,13 +250,15 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     model.vae.encoder.conv_out.bias[...] = jnp.zeros(8).at[4:].set(-60.0)  # no posterior noise
     shown = jax.random.uniform(jax.random.key(1), (1, 12, 12, 3))
     lr = jnp.round(255 * shown)
-    monkeypatch.setattr(sampling, "normal", lambda keys, _, shape: jnp.zeros((len(keys), *shape)))
+    monkeypatch.setattr(
+        sampling, "draw_normal", lambda keys, _, shape: jnp.zeros((len(keys), *shape))
+    )
     monkeypatch.setattr(
         restore_module, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
     )
-    inputs = training_inputs.Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
-    restored = sampling.sampled(model, inputs)
-    refined = sampling.refined(model, inputs.lr, restored, 0.7)
+    inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
+    restored = sampling.sample_images(model, inputs)
+    refined = sampling.refine_images(model, inputs.lr, restored, 0.7)
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
     assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255
@@ -265,11 +275,11 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
     inputs = training_inputs.make_inputs(config, mesh, key)(batch)
     count = len(batch["hr"])
     t = jnp.arange(count, dtype=jnp.int32) * 900 // count + 50
-    got, _ = stages.dossr_loss(model, inputs, t, config)
+    got, _ = config.stage.loss(model, inputs, t)
 
-    x0 = stages._latents(model, inputs)
+    x0 = latent.encode_hr(model, inputs)
     _, hint = model.encode(sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
-    eps = training_inputs.normal(inputs.keys, stages._NOISE, x0.shape[1:])
+    eps = draw_normal(inputs.keys, Draw.NOISE, x0.shape[1:])
     schedule = make_schedule(config.model.process)
     alpha, sigma = (
         np.float32(a)[np.asarray(t)][:, None, None, None] for a in (schedule.alpha, schedule.sigma)
@@ -280,17 +290,18 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
 
 
 @pytest.mark.parametrize(
-    ("stage", "times", "low", "high"),
+    ("stage", "low", "high"),
     [
-        ("dossr", "all", 0, 999),
-        ("dossr", "visited", 0, 499),
-        ("dossr", "start", 499, 499),
-        ("prior", "visited", 0, 999),
+        (DoSSRStage(), 0, 999),
+        (DoSSRStage(times="visited"), 0, 499),
+        (DoSSRStage(times="first"), 499, 499),
+        (PriorStage(), 0, 999),
     ],
 )
-def test_times_are_uniform_over_what_the_run_trains(stage, times, low, high):
+def test_times_are_uniform_over_what_the_run_trains(stage, low, high):
     keys = jax.random.split(KEY, 4000)
-    t = np.asarray(stages.draw_times(keys, make_config(stage, times=times)))
+    times = stage.time_range(make_schedule(SMALL.process))
+    t = np.asarray(latent.draw_times(keys, *times))
     assert t.min() >= low and t.max() <= high
     assert t.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low) + 1e-9)
 
@@ -312,7 +323,7 @@ def test_control_starts_as_the_prior():
 
 
 def test_a_run_starts_from_a_file_and_keeps_its_scale_factor(tmp_path):
-    model = start.make_model(SMALL, 3, zero_output=True)
+    model = make_model(SMALL, 3, zero_output=True)
     vae = dataclasses.replace(SMALL.vae, scale_factor=0.7)
     model.config = dataclasses.replace(SMALL, vae=vae)
     weights.save_model(tmp_path / "m.safetensors", model)
@@ -327,7 +338,7 @@ def test_a_run_starts_from_a_file_and_keeps_its_scale_factor(tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-    weights.save_model(tmp_path / "m", start.make_model(SMALL, 0, zero_output=True))
+    weights.save_model(tmp_path / "m", make_model(SMALL, 0, zero_output=True))
     other = dataclasses.replace(SMALL, rrdb=dataclasses.replace(SMALL.rrdb, growth=8))
     with pytest.raises(UserError, match="networks"):
         begin("rrdb", tmp_path / "m", model=other)
@@ -352,10 +363,10 @@ def test_linear_start_is_the_principal_component_code():
         norm_groups=8,
         patch_size=4,
     )
-    model = start.make_model(dataclasses.replace(SMALL, vae=vae), 0, zero_output=True)
+    model = make_model(dataclasses.replace(SMALL, vae=vae), 0, zero_output=True)
     images = make_batch(crop=32)["hr"]
-    start.start_vae(model, images)
-    start.set_scale_factor(model, images)
+    start_from_linear_code(model, images)
+    set_scale_factor(model, images)
     image = images / np.float32(255)
     moments = model.encode(image)[0]
     out = np.asarray(model.decode(model.latents(moments)))

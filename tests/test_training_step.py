@@ -40,7 +40,7 @@ def assert_same(a, b, rtol):
 
 
 def test_accumulating_parts_equals_the_whole_batch(plain):
-    assert_same(plain, losses(optimizer={"accumulate": 2}), rtol=1e-5)
+    assert_same(plain, losses(optimizer={"microbatches": 2}), rtol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

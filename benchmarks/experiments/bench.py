@@ -14,7 +14,6 @@ from dossr_jax import Upscaler
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import score
 from dossr_jax.image_io import resample
-from dossr_jax.pipeline import Settings
 from dossr_jax.restore import UPSCALE
 from experiments.data import Pair
 
@@ -115,16 +114,16 @@ class Bench:
         Settings that were measured before, under whatever label, are run again only for their time.
         """
         options = {} if variant.settings is None else {**PUBLISHED, **variant.settings}
-        settings = Settings(**options, batch_size=self._batch)
         place = variant.noise_trained, variant.eta
+        upscaler = self._upscaler(*place)
+        settings = upscaler.settings(**options, batch_size=self._batch)
         known = self._known.get((place, settings))
         if known is not None and variant.repeats == 1:
             return dataclasses.replace(known, variant=variant)
-        upscaler = self._upscaler(*place)
         images = list(enumerate(pair.lr for pair in self._pairs))
-        program = place, settings.color_fix
+        program = place, settings.sampler.color_fix
         if program not in self._warm:
-            warm = dataclasses.replace(settings, steps=1)
+            warm = upscaler.settings(**options | {"steps": 1}, batch_size=self._batch)
             list(upscaler.stream(images[: self._batch], warm))
             self._warm.add(program)
         seconds = []
@@ -151,7 +150,7 @@ class Bench:
         """What the method has to beat: bicubic enlargement, and the pre-restored images."""
         bicubic = [resample(p.lr, *p.hr.shape[:2]) for p in self._pairs]
         images = list(enumerate(pair.lr for pair in self._pairs))
-        settings = Settings(**{**PUBLISHED, "steps": 1}, batch_size=self._batch)
+        settings = self.upscaler.settings(**{**PUBLISHED, "steps": 1}, batch_size=self._batch)
         results = dict(self.upscaler.stream(images, settings))
         pre = [results[i].pre_restored for i, _ in images]
         return [

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dossr_jax.config import SamplerConfig
 from dossr_jax.diffusion.process import data_prediction
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import cast, make_table, sample
@@ -50,7 +51,7 @@ def path() -> Experiment:
 def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
     model = bench.upscaler.model
     schedule = make_schedule(model.config.process)
-    table = make_table(schedule, steps=STEPS, order=1)
+    table = make_table(schedule, SamplerConfig(steps=STEPS, order=1))
     graphdef, state = nnx.split(model)
 
     @jax.jit

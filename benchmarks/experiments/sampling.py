@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dossr_jax.config import SCHEMES
+from dossr_jax.config import SAMPLERS
 from experiments.bench import Bench, Variant
 
 # Ends at the last prediction of x0, as the start from noise always does: comparable ends.
@@ -53,12 +53,12 @@ def steps() -> Experiment:
     return Experiment(
         "Quality against steps",
         "Published: order 3, SDE, uniform grid, ending at t = 0 with its residual noise. Clean: "
-        "order 1, ending at the last prediction of x0. Span: the scheme for few steps. Fidelity 0 "
-        "in all three. The model's default is whatever its file stores.",
+        "order 1, ending at the last prediction of x0. Asinh: the sampler made for few steps. "
+        "Fidelity 0 in all three. The model's default is whatever its file stores.",
         (
             *_series("published", counts),
             *_series("clean order 1", counts, order=1, **CLEAN),
-            *_series("span", counts, **SCHEMES["span"]),
+            *_series("asinh", counts, **SAMPLERS["asinh"]),
             Variant("default", None, "model's default", 5),
         ),
         "steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -20,8 +21,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dossr_jax.checkpoint.files import damage, write_file_list
-from dossr_jax.checkpoint.settings import continued, differences
-from dossr_jax.config import ConfigError, TrainConfig, from_dict, to_json
+from dossr_jax.checkpoint.settings import differences
+from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, from_json, to_json
 from dossr_jax.errors import UserError
 
 _STEPS, _FROZEN, _DAMAGED = "checkpoints", "frozen", "damaged"
@@ -136,35 +137,30 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager.orbax.reload()
         return None if found == _NONE else found
 
-    def config(self, step: int) -> TrainConfig:
-        """The configuration of the run that wrote a checkpoint.
+    def resume_config(self, step: int, asked: TrainConfig) -> TrainConfig:
+        """The configuration to resume with: `asked`, with the model that the run started from.
 
         Raises:
-          UserError: another version of the program wrote it.
+          UserError: another version wrote the checkpoint, or the run was started with another
+            configuration; names every field that differs.
         """
         item = ocp.args.Composite(config=ocp.args.JsonRestore())
         try:
-            return from_dict(TrainConfig, self._manager.orbax.restore(step, args=item).config)
-        except (ConfigError, TypeError) as error:
+            found = self._manager.orbax.restore(step, args=item).config
+            stored = from_json(TrainConfig, json.dumps(found["asked"]))
+            model = from_json(DoSSRConfig, json.dumps(found["model"]))
+        except (ConfigError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.path(step)}: its configuration cannot be read ({error}); go on with the "
+                f"{self.path(step)}: its configuration cannot be read ({error}); resume with the "
                 "version that wrote it, or choose another output folder"
             ) from error
-
-    def config_to_go_on(self, step: int, asked: TrainConfig) -> TrainConfig:
-        """The configuration to go on with from a checkpoint.
-
-        Raises:
-          UserError: the run has another one than is asked for; names every field that differs.
-        """
-        stored = self.config(step)
         different = differences(stored, asked)
         if different:
             raise UserError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(different)}); "
-                "ask for what it has, or choose another output folder"
+                "resume with the configuration it has, or choose another output folder"
             )
-        return continued(stored, asked)
+        return dataclasses.replace(asked, model=model)
 
     def restore(self, step: int, abstract: Any) -> Saved:
         """Read a checkpoint onto the mesh that `abstract` speaks of.
@@ -205,6 +201,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         state: Any,
         *,
         config: TrainConfig,
+        model: DoSSRConfig,
         data: Mapping[str, Any],
         log: Mapping[str, Any],
     ) -> None:
@@ -212,7 +209,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Args:
           state: a TrainState; what is frozen in it is saved before the first checkpoint only.
-          config, data, log: of the same moment; the last two are JSON-able.
+          config: as asked for. model: the one that is trained; the file that the run started from
+            may have another sampler, prompts or latent scale than `config.model`.
+          data, log: JSON-able, of the same moment.
 
         Raises:
           UserError: this checkpoint, or the one before, could not be written.
@@ -228,7 +227,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.save(
                 step,
                 state=ocp.args.StandardSave(_without_frozen(state)),
-                config=ocp.args.JsonSave(json.loads(to_json(config))),
+                config=ocp.args.JsonSave(
+                    {"asked": json.loads(to_json(config)), "model": json.loads(to_json(model))}
+                ),
                 data=ocp.args.JsonSave(dict(data)),
                 log=ocp.args.JsonSave(dict(log)),
             )

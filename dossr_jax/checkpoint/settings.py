@@ -1,15 +1,16 @@
-"""What of a configuration may change from one part of a run to the next."""
+"""Which fields of a configuration may change when a run is resumed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dossr_jax.config import TrainConfig, from_dict, to_json
+from dossr_jax.config import TrainConfig
 
-# Settings that may change from one part of a run to the next.
-_FREE = (
+# Every other field changes the numbers of a run and is refused on resume.
+FREE_ON_RESUME = (
     "steps",
     "save_every",
     "keep",
@@ -17,47 +18,27 @@ _FREE = (
     "log_every",
     "data.workers",
     "data.prefetch",
-    "parallel",
-)
-# Settings that a run takes from the model file it starts from.
-_FROM_FILE = (
-    "model.vae.scale_factor",
-    "model.prompt",
-    "model.negative_prompt",
-    "model.sampler",
-    "model.text",
+    "parallel.fsdp",
+    "parallel.dtype",
+    "parallel.frozen_dtype",
+    "parallel.remat",
 )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a nested mapping."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
-def _is_one_of(name: str, fields: tuple[str, ...]) -> bool:
-    return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
 def differences(stored: TrainConfig, asked: TrainConfig) -> list[str]:
-    """What tells two configurations apart that cannot be parts of one run, a phrase a field."""
-    ours, theirs = (dict(_flat(json.loads(to_json(config)))) for config in (stored, asked))
+    """Fields that keep `asked` from resuming a run of `stored`, one phrase per field."""
+    ours, theirs = (dict(flat_fields(dataclasses.asdict(config))) for config in (stored, asked))
     return [
         f"{name} is {json.dumps(ours.get(name))} there, {json.dumps(theirs.get(name))} now"
         for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name) and not _is_one_of(name, (*_FREE, *_FROM_FILE))
+        if ours.get(name) != theirs.get(name) and name not in FREE_ON_RESUME
     ]
-
-
-def continued(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """The stored configuration with those settings of `asked` that may change."""
-    merged, wanted = (json.loads(to_json(config)) for config in (stored, asked))
-    for field in _FREE:
-        *parents, last = field.split(".")
-        into, source = merged, wanted
-        for name in parents:
-            into, source = into[name], source[name]
-        into[last] = source[last]
-    return from_dict(TrainConfig, merged)

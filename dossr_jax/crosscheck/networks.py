@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from dossr_jax.config import SamplerConfig
 from dossr_jax.convert.state import State, lazy, to_torch
 from dossr_jax.convert.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.crosscheck import programs
@@ -237,7 +238,7 @@ class Runner:
                 f"{self.archive.where}: {run.prefix}noise_steps has {len(noise)} draws, a run of "
                 f"{run.steps} steps needs as many"
             )
-        table = solver.make_table(self.table, steps=run.steps, order=run.order)
+        table = solver.make_table(self.table, SamplerConfig(steps=run.steps, order=run.order))
         # Padded to the longest run, so that one program serves all of them.
         rows = self.longest[run.prefix]
         noise = jnp.resize(noise, (rows, *noise.shape[1:]))
@@ -255,10 +256,10 @@ class Runner:
         # The loop knows x0 only; eps follows on the host by the coefficients it was run with.
         alpha, sigma = (
             a.astype(self.dtype).astype(np.float64)[:, None, None, None]
-            for a in (table.alpha, table.sigma)
+            for a in (table.rows.alpha, table.rows.sigma)
         )
         return {
-            "t": table.t,
+            "t": table.rows.t,
             "x": _nchw(np.concatenate([x, np.asarray(latents)])),
             "eps": _nchw(process.x0_to_eps(x, x0, alpha, sigma)),
             "pred_x0": _nchw(x0),

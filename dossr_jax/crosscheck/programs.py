@@ -82,9 +82,7 @@ def solve(
         eps = jnp.where(prompts > 1, process.guide(*eps, cfg_scale), eps[0])
         return process.eps_to_x0(x, eps, point.alpha, point.sigma)
 
-    return solver.sample(
-        denoise, x_lr, table, noise_init, lambda i: noise_steps[i][None], keep_path=True
-    )
+    return solver.sample_path(denoise, x_lr, table, noise_init, lambda i: noise_steps[i][None])
 
 
 def gradients(

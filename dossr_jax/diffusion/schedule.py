@@ -9,24 +9,16 @@ Source: DoSSR, arXiv 2409.17778, sections 3 and 4; DDPM, arXiv 2006.11239, for t
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from dossr_jax.config import ProcessConfig
+from dossr_jax.config import ConfigError, ProcessConfig
+from dossr_jax.config.sampler import TimeGrid
 
-Grid = Literal["uniform", "log_lambda", "jump", "span"]
-GRID_NAMES = get_args(Grid)
-
-# The "jump" grid: after its first evaluation it continues at this noise level, with noise levels
-# that are uniform in their 7th root. From the shifted start (lam ~ 6.5e5) down to a few times the
-# spread of the data every denoiser answers the same, so one evaluation covers all of it.
-JUMP_LAM = 2.5
-JUMP_POWER = 7.0
-
-# Least and largest standard deviation of the data for which the "span" grid is even. Chosen on
-# mixtures of Gaussians of total variance 1 (docs/method.md), not on images.
-GRID_SPAN = (0.05, 3.0)
+# Smallest and largest standard deviation of the data that the "asinh" grid is spread over. Chosen
+# on mixtures of Gaussians of total variance 1 (docs/samplers.md), not on images.
+GRID_DEVIATIONS = (0.05, 3.0)
 
 
 class Levels(NamedTuple):
@@ -122,20 +114,20 @@ class Schedule:
         return Schedule(self.alpha, self.sigma, np.zeros_like(self.alpha), len(self.alpha))
 
 
-def span_coordinate(lam: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """w = asinh(b / lam) - asinh(a / lam) for levels `lam` > 0 and a `span` (a, b) of deviations.
+def asinh_coordinate(lam: np.ndarray, deviations: tuple[float, float]) -> np.ndarray:
+    """w = asinh(b / lam) - asinh(a / lam) for levels `lam` > 0 and data `deviations` (a, b).
 
     It runs from 0 at lam = inf to log(b / a) at lam = 0 and is the mean, over all s from a to b
     alike, of 1 / sqrt(s^2 + lam^2): up to a constant, the exact prediction on a probability-flow
     path of Gaussian data with deviation s.
     """
-    a, b = span
+    a, b = deviations
     return np.arcsinh(b / lam) - np.arcsinh(a / lam)
 
 
-def _span_levels(w: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """Levels at coordinates 0 < w <= log(b / a); inverts :func:`span_coordinate`."""
-    a, b = span
+def _asinh_levels(w: np.ndarray, deviations: tuple[float, float]) -> np.ndarray:
+    """Levels at coordinates 0 < w <= log(b / a); inverts :func:`asinh_coordinate`."""
+    a, b = deviations
     return np.sqrt(a**2 + b**2 - 2 * a * b * np.cosh(w)) / np.sinh(w)
 
 
@@ -203,37 +195,26 @@ def release_buffers(process: ProcessConfig) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in buffers.items()}
 
 
-def make_timesteps(schedule: Schedule, steps: int, grid: Grid = "uniform") -> np.ndarray:
+def make_timesteps(schedule: Schedule, steps: int, grid: TimeGrid = "uniform") -> np.ndarray:
     """The steps + 1 strictly falling times (float64) of a run, from t1 - 1 to 0.
 
-    The denoiser is evaluated at all but the last. `grid`:
-    "uniform": the release's integers round(i (t1 - 1) / steps), the sum accumulated in floats and
-    halves rounded to even; "log_lambda": even in log(lam); "jump": t1 - 1, then noise levels even
-    in their 7th root from 2.5 down; "span": even in :func:`span_coordinate`. All but the first
-    give times between integers.
+    The denoiser is evaluated at all but the last. `grid` "uniform" gives the release's integers
+    round(i (t1 - 1) / steps), the sum accumulated in floats and halves rounded to even; "asinh"
+    is uniform in :func:`asinh_coordinate` and gives times between integers.
+
+    Raises:
+      ConfigError: more steps than integer times on the uniform grid.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
     last = schedule.t1 - 1
     if grid == "uniform":
         if steps > last:
-            raise ValueError(f"steps must be at most {last} on the uniform grid, not {steps}")
+            raise ConfigError(f"steps {steps}: at most {last} on this schedule's uniform grid")
         times, now = [], 0.0
         for _ in range(steps + 1):
             times.append(round(now))
             now += last / steps
         return np.array(times[::-1], np.float64)
-    lam_0, lam_1 = np.exp(schedule.log_lam[[0, -1]])
-    if grid == "log_lambda":
-        times = schedule.time_of(np.geomspace(lam_1, lam_0, steps + 1))
-    elif grid == "jump":
-        roots = np.array([JUMP_LAM, lam_0]) ** (1 / JUMP_POWER)
-        levels = np.linspace(*roots, steps) ** JUMP_POWER
-        times = np.append(last, schedule.time_of(levels))
-    elif grid == "span":
-        ends = span_coordinate(np.array([lam_1, lam_0]), GRID_SPAN)
-        times = schedule.time_of(_span_levels(np.linspace(*ends, steps + 1), GRID_SPAN))
-    else:
-        raise ValueError(f"grid is one of {', '.join(GRID_NAMES)}, not {grid!r}")
-    times[0], times[-1] = last, 0  # exactly, where the inverses round
+    ends = asinh_coordinate(np.exp(schedule.log_lam[[-1, 0]]), GRID_DEVIATIONS)
+    times = schedule.time_of(_asinh_levels(np.linspace(*ends, steps + 1), GRID_DEVIATIONS))
+    times[0], times[-1] = last, 0  # exactly, where the inverse rounds
     return times

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -91,10 +91,10 @@ class Restorer:
     @property
     def evaluations(self) -> int:
         """A step is one evaluation, two with guidance."""
-        settings = self.settings.completed(self.upscaler.config.sampler)
+        settings = self.settings
         if not settings.diffuse:
             return 0
-        return settings.steps * (1 if settings.cfg_scale == 1 else 2)
+        return settings.sampler.steps * (1 if settings.cfg_scale == 1 else 2)
 
     def restore(self, images: Iterable[Named]) -> Iterator[tuple[str, np.ndarray | UserError]]:
         """See :class:`Candidate`."""
@@ -135,18 +135,20 @@ def _round_trip(graphdef: nnx.GraphDef, state: nnx.State, image: jax.Array) -> j
     return pixels_to_uint8(model.decode(model.latents(moments.astype(jnp.float32))))
 
 
-def make_model(upscaler: Upscaler, settings: Settings, name: str) -> Restorer:
-    """The model itself, with the settings that it or the user gives it."""
-    full = settings.completed(upscaler.config.sampler)
+def make_model(upscaler: Upscaler, fields: Mapping[str, Any], name: str) -> Restorer:
+    """The model itself, with its own settings but for those that the user gives."""
+    settings = upscaler.settings(**fields)
+    sampler = settings.sampler
     words = [
-        f"{full.steps} steps of {full.solver}, order {full.order}, grid {full.grid}",
-        f"start {full.start}",
-        "final denoising" if full.final_denoise else "no final denoising",
-        f"fidelity {full.fidelity:g}, cfg {full.cfg_scale:g}, strength {full.strength:g}",
-        f"colour fix {full.color_fix}, seed {full.seed}",
+        f"{sampler.steps} steps of {sampler.solver}, order {sampler.order}, grid {sampler.grid}",
+        f"start {sampler.start}",
+        "final denoising" if sampler.final_denoise else "no final denoising",
+        f"fidelity {sampler.fidelity:g}, cfg {settings.cfg_scale:g}, "
+        f"strength {settings.strength:g}",
+        f"colour fix {sampler.color_fix}, seed {settings.seed}",
     ]
-    if full.refine and upscaler.config.refiner:
-        words.append(f"refined, detail {full.detail:g}")
+    if settings.refine and upscaler.config.refiner:
+        words.append(f"refined, detail {sampler.detail:g}")
     return Restorer(upscaler, settings, name, ", ".join(words))
 
 
@@ -160,14 +162,14 @@ def check_baselines(names: Iterable[str]) -> None:
 
 def make_baseline(
     name: str,
-    settings: Settings,
+    fields: Mapping[str, Any],
     upscaler: Callable[[], Upscaler],
     with_rrdb: Callable[[str], Upscaler],
 ) -> Candidate:
     """The baseline of a name that :func:`check_baselines` lets pass.
 
     Args:
-      settings: of the model; baselines depart from them as little as they have to.
+      fields: settings of the model; baselines depart from them as little as they have to.
       upscaler: gives the model, loaded when first asked for.
       with_rrdb: the same with another pre-restorer, a file or "realesrgan".
 
@@ -175,27 +177,27 @@ def make_baseline(
       UserError: what is wrong with a file of weights.
     """
     if name == "bicubic":
-        return Bicubic(settings.scale)
+        return Bicubic(fields.get("scale", 4.0))
     if name == "pre-restored":
-        alone = dataclasses.replace(settings, diffuse=False)
+        alone = upscaler().settings(**fields, diffuse=False)
         return Restorer(upscaler(), alone, name, "the model's pre-restorer alone")
     if name == "unrefined":
-        return make_model(upscaler(), dataclasses.replace(settings, refine=False), name)
+        return make_model(upscaler(), {**fields, "refine": False}, name)
     if name == "autoencoder":
         return Autoencoder(upscaler())
     if name.startswith(RRDB_PREFIX):
         source = name.removeprefix(RRDB_PREFIX)
-        alone = dataclasses.replace(settings, diffuse=False)
-        return Restorer(with_rrdb(source), alone, name, f"RRDBNet of {source} alone")
+        model = with_rrdb(source)
+        alone = model.settings(**fields, diffuse=False)
+        return Restorer(model, alone, name, f"RRDBNet of {source} alone")
     sampler, steps = name.rsplit("-", 1)
-    changed = dataclasses.replace(
-        settings,
-        start="noise",
-        solver=_FROM_NOISE[sampler],
-        order=1,
-        steps=int(steps),
-        grid="uniform",
-        final_denoise=True,
-        fidelity=0.0,
-    )
-    return make_model(upscaler(), changed, name)
+    changes = {
+        "start": "noise",
+        "solver": _FROM_NOISE[sampler],
+        "order": 1,
+        "steps": int(steps),
+        "grid": "uniform",
+        "final_denoise": True,
+        "fidelity": 0.0,
+    }
+    return make_model(upscaler(), {**fields, **changes}, name)

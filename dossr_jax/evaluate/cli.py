@@ -150,17 +150,17 @@ def _metrics(args: argparse.Namespace) -> list[str]:
 
 
 def _candidates(args: argparse.Namespace) -> list[candidates.Candidate]:
-    settings = options.settings_of(args)
+    fields = options.picture_fields(args)
     upscaler = functools.cache(lambda: options.load(args))
     found = [
         candidates.make_baseline(
-            name, settings, upscaler, lambda source: options.load(args, preprocessor=source)
+            name, fields, upscaler, lambda source: options.load(args, preprocessor=source)
         )
         for name in dict.fromkeys(args.baselines)
     ]
     if args.model is not None:
         name = Path(args.model).stem
-        found.append(candidates.make_model(upscaler(), settings, name))
+        found.append(candidates.make_model(upscaler(), fields, name))
     return found
 
 

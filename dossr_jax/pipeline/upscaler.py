@@ -17,15 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from dossr_jax import image_io, prompts, weights
+from dossr_jax.config import MAX_STEPS
 from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import SolverTable, cast, pad_table, table_of
+from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.image import pad_to
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.buckets import Buckets, Canvas
-from dossr_jax.pipeline.settings import MAX_STEPS, Settings
+from dossr_jax.pipeline.settings import Settings, make_settings
 from dossr_jax.restore import Knobs, Layout, Stages, restore
 
 DEFAULT_TILE = 512
@@ -179,6 +180,14 @@ class Upscaler:
         """The networks, on the devices; a new module of the same arrays at every call."""
         return nnx.merge(self._graphdef, self._state)
 
+    def settings(self, **fields: Any) -> Settings:
+        """Settings from fields of :class:`Settings` and of its sampler, else the model's own.
+
+        Raises:
+          ConfigError: an unknown field or a value that it cannot have.
+        """
+        return make_settings(self.config.sampler, **fields)
+
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
     ) -> np.ndarray | list[np.ndarray]:
@@ -187,7 +196,7 @@ class Upscaler:
         Args:
           images: file names, PIL images, or arrays (h, w, 3), uint8 or float in [0, 1]; any size
             from 1x1 up.
-          **settings: fields of :class:`Settings`.
+          **settings: see :meth:`settings`.
 
         Returns:
           uint8 arrays (round(scale h), round(scale w), 3) in the order of the input, or one
@@ -199,7 +208,7 @@ class Upscaler:
         single = isinstance(images, ImageLike)
         arrays = [as_array(image) for image in ([images] if single else images)]
         results = {}
-        for index, result in self.stream(enumerate(arrays), Settings(**settings)):
+        for index, result in self.stream(enumerate(arrays), self.settings(**settings)):
             if isinstance(result, UserError):
                 raise result
             results[index] = result.image
@@ -222,7 +231,6 @@ class Upscaler:
         Raises:
           UserError: settings that this model or these images cannot have.
         """
-        settings = settings.completed(self.config.sampler)
         knobs, table = self._knobs(settings), self._table(settings)
         waiting: dict[Canvas, list[_Job]] = {}
         for index, (name, image) in enumerate(images):
@@ -279,7 +287,7 @@ class Upscaler:
             overlap=self._buckets.overlap,
             margin=self._buckets.overlap // 4,
             tile_batch=_round_up(settings.batch_size, self._devices),
-            color_fix=settings.color_fix,
+            color_fix=settings.sampler.color_fix,
             guided=settings.cfg_scale != 1.0,
             truncate=settings.truncate,
             diffuse=settings.diffuse,
@@ -303,7 +311,7 @@ class Upscaler:
         ]
 
     def _table(self, settings: Settings) -> SolverTable:
-        table = table_of(self._schedule, settings)
+        table = make_table(self._schedule, settings.sampler)
         return cast(pad_table(table, MAX_STEPS), np.float32)
 
     def _knobs(self, settings: Settings) -> Knobs:
@@ -313,8 +321,8 @@ class Upscaler:
             negative=self._context(self.config.negative_prompt if negative is None else negative),
             cfg_scale=np.float32(settings.cfg_scale),
             strength=np.float32(settings.strength),
-            fidelity=np.float32(settings.fidelity),
-            detail=np.float32(settings.detail),
+            fidelity=np.float32(settings.sampler.fidelity),
+            detail=np.float32(settings.sampler.detail),
         )
 
     def _context(self, prompt: str) -> jax.Array:

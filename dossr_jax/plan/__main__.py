@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from typing import Any
 
 import jax
 
-from dossr_jax import config as config_lib
-from dossr_jax.config import ConfigError, TrainConfig
+from dossr_jax.config import TrainConfig
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
@@ -30,6 +28,7 @@ from dossr_jax.plan.programs import sample_flops
 from dossr_jax.plan.report import Report, remedy, versions
 from dossr_jax.plan.search import largest_batch
 from dossr_jax.plan.trials import Job, RestoreJob, TrainJob, plan_apart, plan_here
+from dossr_jax.training.experiments import load_config
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,45 +69,10 @@ def make_config(args: argparse.Namespace) -> TrainConfig:
     Raises:
       UserError: no such configuration, or an impossible change.
     """
-    try:
-        configs = importlib.import_module("configs").CONFIGS
-    except ModuleNotFoundError as error:
-        if error.name != "configs":
-            raise
-        raise UserError("configs/ is not there; run from the project's folder") from error
-    if args.config not in configs:
-        raise UserError(f"no configuration {args.config!r}; there are {', '.join(configs)}")
     changes = list(args.set)
-    if args.size is not None:
-        changes.append(f"data.crop={args.size}")
-    if args.batch is not None:
-        changes.append(f"data.batch={args.batch}")
-    return changed(configs[args.config], changes)
-
-
-def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
-    """A configuration with fields replaced by "section.field=value", value in JSON or plain text.
-
-    Raises:
-      UserError: no such field, or a value that it cannot have.
-    """
-    values = config_lib.to_dict(config)
-    for change in changes:
-        path, equals, given = change.partition("=")
-        *sections, field = path.split(".")
-        node: Any = values
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
-        if not equals or not isinstance(node, dict) or field not in node:
-            raise UserError(f"--set {change}: give section.field=value of an existing field")
-        try:
-            node[field] = json.loads(given)
-        except json.JSONDecodeError:
-            node[field] = given
-    try:
-        return config_lib.from_dict(TrainConfig, values)
-    except (ConfigError, TypeError) as error:
-        raise UserError(f"{' '.join(changes)}: {error}") from error
+    changes += [f"data.crop={args.size}"] if args.size is not None else []
+    changes += [f"data.batch={args.batch}"] if args.batch is not None else []
+    return load_config(args.config, changes)
 
 
 def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
@@ -117,10 +81,10 @@ def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> 
         "what": "train",
         "config": args.config,
         "size": config.data.crop,
-        "accumulate": config.optimizer.accumulate,
+        "microbatches": config.optimizer.microbatches,
         **dataclasses.asdict(config.parallel),
     }
-    unit = len(target.devices) * config.optimizer.accumulate
+    unit = len(target.devices) * config.optimizer.microbatches
     record = _run(args, settings, TrainJob(config), target, config.data.batch, unit)
     needed = sample_flops(config)
     record["flops_needed_per_sample"] = needed

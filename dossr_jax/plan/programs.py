@@ -16,14 +16,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dossr_jax import parallel, weights
-from dossr_jax.config import DoSSRConfig, TrainConfig
+from dossr_jax.config import MAX_STEPS, DoSSRConfig, TrainConfig
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import cast, pad_table, table_of
+from dossr_jax.diffusion.solver import cast, make_table, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import compiling_for
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MAX_STEPS
+from dossr_jax.pipeline import DEFAULT_TILE, DTYPES
 from dossr_jax.restore import Knobs, Layout, restore
 from dossr_jax.training import abstract_run, make_train_step
 
@@ -55,7 +55,7 @@ def train_program(config: TrainConfig, devices: Sequence[Any]) -> Program:
     """
     mesh = parallel.make_mesh(config.parallel.fsdp, devices)
     batch_size, crop = config.data.batch, config.data.crop
-    parallel.check_batch(batch_size, config.optimizer.accumulate, mesh)
+    parallel.check_batch(batch_size, config.optimizer.microbatches, mesh)
     run = abstract_run(config, mesh)
     split = parallel.batch_sharding(mesh)
     batch = {
@@ -73,7 +73,7 @@ def train_program(config: TrainConfig, devices: Sequence[Any]) -> Program:
             "batch": batch,
         },
         samples=batch_size,
-        repeats=config.optimizer.accumulate,
+        repeats=config.optimizer.microbatches,
     )
 
 
@@ -85,7 +85,7 @@ def sample_flops(config: TrainConfig) -> float:
     alone = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch=1),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+        optimizer=dataclasses.replace(config.optimizer, microbatches=1),
         parallel=dataclasses.replace(config.parallel, fsdp=1, remat="none"),
     )
     with compiling_for("tpu"):
@@ -131,7 +131,7 @@ def restore_program(
     abstract = weights.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
     graphdef, state = nnx.split(abstract)
     sampler = model.sampler
-    table = table_of(make_schedule(model.process), sampler)
+    table = make_table(make_schedule(model.process), sampler)
     table = cast(pad_table(table, MAX_STEPS), np.float32)
     side = size // UPSCALE
     keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))

@@ -29,7 +29,7 @@ def _gib(size: float | None) -> str:
 
 def describe(report: Report, settings: Mapping[str, Any]) -> str:
     """A report as lines of text."""
-    shown = ("dtype", "frozen_dtype", "fsdp", "remat", "accumulate", "steps")
+    shown = ("dtype", "frozen_dtype", "fsdp", "remat", "microbatches", "steps")
     options = ", ".join(f"{name} {settings[name]}" for name in shown if name in settings)
     each = report.samples / report.devices
     lines = [

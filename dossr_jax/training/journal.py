@@ -48,7 +48,7 @@ class Journal(contextlib.AbstractContextManager):
         self._bar = tqdm(
             total=config.steps,
             initial=step,
-            desc=config.stage,
+            desc=config.stage.name,
             unit="step",
             dynamic_ncols=True,
             smoothing=0,

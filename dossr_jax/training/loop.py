@@ -7,8 +7,10 @@ so that an interrupted run ends as an uninterrupted one does, to the last bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from dossr_jax.data.sources import Source, open_source
 from dossr_jax.errors import UserError
 from dossr_jax.training.journal import Journal
 from dossr_jax.training.signals import StopRequest
-from dossr_jax.training.state import Run, abstract_run, start_run
+from dossr_jax.training.state import TrainingRun, abstract_run, start_run
 from dossr_jax.training.step import make_train_step
 from dossr_jax.training.validation import Validation, fixed_batch
 
@@ -35,18 +37,18 @@ _START_CROPS = 200
 class Trained(NamedTuple):
     """How a run ended: with its last state in `run`, `complete` if that is after all steps."""
 
-    run: Run
+    run: TrainingRun
     complete: bool
     source: Source
 
 
-class _Start(NamedTuple):
-    """Where the loop sets in: what is done, and what the log has not yet told of it."""
+class _Progress(NamedTuple):
+    """Where the loop begins: what is done, and what of it is not yet logged."""
 
-    run: Run
+    run: TrainingRun
     step: int = 0
     samples: int = 0
-    recent: list[dict[str, float]] = []
+    recent: Sequence[dict[str, float]] = ()
     validated: bool = False
 
 
@@ -75,7 +77,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         mesh = parallel.make_mesh(config.parallel.fsdp)
-        parallel.check_batch(config.data.batch, config.optimizer.accumulate, mesh)
+        parallel.check_batch(config.data.batch, config.optimizer.microbatches, mesh)
         checkpoints = stack.enter_context(Checkpoints(output, keep=config.keep, warn=_warn))
 
         # --- data, state, programs
@@ -83,10 +85,11 @@ def train(
         held_out = _held_out(config, data, validation) if config.validate_every else None
         latest = checkpoints.latest()
         if latest is None:
-            start = _begin(config, init, mesh, source)
+            crops = functools.partial(start_crops, source, config)
+            start = _Progress(start_run(config, init, mesh, crops))
         else:
             start = _resume(config, checkpoints, latest, mesh, source)
-        config, graphdef, state = start.run
+        asked, (config, graphdef, state) = config, start.run
         if start.step > config.steps or (start.step == config.steps and start.validated):
             return Trained(start.run, True, source)
         train_step = make_train_step(config, graphdef, mesh)
@@ -113,7 +116,14 @@ def train(
                 meter.settle()
                 record = {"recent": meter.recent, "validated": validated}
                 with journal.aside():
-                    checkpoints.save(step, state, config=config, data=batches.state(), log=record)
+                    checkpoints.save(
+                        step,
+                        state,
+                        config=asked,
+                        model=config.model,
+                        data=batches.state(),
+                        log=record,
+                    )
             if last or stopping:
                 break
             state, metrics = train_step(state, parallel.put_batch(next(batches), mesh))
@@ -132,7 +142,7 @@ def train(
         journal.say(f"the state is in {checkpoints.path(step)}")
         if batches.skipped:
             journal.say(f"{len(batches.skipped)} images could not be used and were left out")
-        return Trained(Run(config, graphdef, state), step == config.steps, source)
+        return Trained(TrainingRun(config, graphdef, state), step == config.steps, source)
 
 
 def start_crops(source: Source, config: TrainConfig) -> np.ndarray:
@@ -147,7 +157,7 @@ class _Meter:
     does it get more than a step behind.
     """
 
-    def __init__(self, checkpoints: Checkpoints, recent: list[dict[str, float]]):
+    def __init__(self, checkpoints: Checkpoints, recent: Sequence[dict[str, float]]):
         self._checkpoints = checkpoints
         self._pending: tuple[int, dict[str, Array]] | None = None
         self.recent = list(recent)
@@ -186,21 +196,14 @@ class _Meter:
         return {name: math.fsum(r[name] for r in recent) / len(recent) for name in recent[0]}
 
 
-def _begin(config: TrainConfig, init: Path | None, mesh: Mesh, source: Source) -> _Start:
-    images = None
-    if config.stage == "vae" and init is None:
-        images = start_crops(source, config)
-    return _Start(start_run(config, init, mesh, images))
-
-
 def _resume(
     config: TrainConfig, checkpoints: Checkpoints, step: int, mesh: Mesh, source: Source
-) -> _Start:
-    config = checkpoints.config_to_go_on(step, config)
+) -> _Progress:
+    config = checkpoints.resume_config(step, config)
     run = abstract_run(config, mesh)
     saved = checkpoints.restore(step, run.state)
     samples = start_of(saved.data, source, seed=config.seed)
-    return _Start(run._replace(state=saved.state), step, samples, **saved.log)
+    return _Progress(run._replace(state=saved.state), step, samples, **saved.log)
 
 
 def _held_out(config: TrainConfig, data: Path, validation: Path | None) -> Source:
@@ -213,12 +216,12 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _introduction(start: _Start, output: Path, mesh: Mesh, source: Source) -> str:
+def _introduction(start: _Progress, output: Path, mesh: Mesh, source: Source) -> str:
     count = sum(leaf.size for leaf in start.run.state.learn.values())
     begin = f"resumed at step {start.step}" if start.step else "a new run"
     layout = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     return (
-        f"{output}: {begin}, stage {start.run.config.stage}, {count / 1e6:.1f} M parameters "
+        f"{output}: {begin}, stage {start.run.config.stage.name}, {count / 1e6:.1f} M parameters "
         f"learn, {len(source)} images, {mesh.size} {mesh.devices.flat[0].device_kind} devices "
         f"({layout}), {jax.process_count()} processes"
     )

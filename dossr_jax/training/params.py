@@ -15,18 +15,10 @@ from jax.sharding import Mesh
 from dossr_jax import parallel, weights
 from dossr_jax.config import DoSSRConfig, TrainConfig
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.stages.base import Stage
 
 Params = dict[str, Array]
 
-_MODULE = {
-    "rrdb": "rrdb.",
-    "vae": "vae.",
-    "prior": "unet.",
-    "dossr": "control.",
-    "refiner": "refiner.",
-}
-_DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
-_VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
 _LORA = "lora."
 _LORA_A, _LORA_B = ".a", ".b"
 _PROJECTIONS = ("to_q.kernel", "to_k.kernel", "to_v.kernel", "to_out.kernel")
@@ -34,11 +26,7 @@ _PROJECTIONS = ("to_q.kernel", "to_k.kernel", "to_v.kernel", "to_out.kernel")
 
 def learns(name: str, config: TrainConfig) -> bool:
     """Whether a run trains the parameter of this name; all others are frozen."""
-    if config.learn_decoder and name.startswith(_DECODER):
-        return True
-    if config.learn_vae_decoder and name.startswith(_VAE_DECODER):
-        return True
-    return name.startswith((_MODULE[config.stage], _LORA))
+    return name.startswith(_LORA) or Stage.of(config).learns(name)
 
 
 def lora_shapes(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
@@ -108,7 +96,7 @@ def build(graphdef: nnx.GraphDef, params: Mapping[str, Array]) -> DoSSR:
     return nnx.merge(graphdef, nnx.State(tree))
 
 
-def gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> Params:
+def all_gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> Params:
     """Parameters in the compute dtype, whole on every device.
 
     Cast first, so that devices exchange the small form. Learnt parameters lie split over `fsdp`;
@@ -121,10 +109,7 @@ def gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> Para
     }
 
 
-def averaged_model(config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, state: Any) -> DoSSR:
-    """The model with the averaged weights of a TrainState (its last ones, where none are kept).
-
-    For use under jit.
-    """
+def ema_model(config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, state: Any) -> DoSSR:
+    """The model with the EMA weights of a TrainState, or its last ones without EMA. Under jit."""
     averaged = state.ema or state.learn
-    return build(graphdef, gather({**state.frozen, **averaged}, config, mesh))
+    return build(graphdef, all_gather({**state.frozen, **averaged}, config, mesh))

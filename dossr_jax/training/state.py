@@ -15,11 +15,10 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from dossr_jax import parallel, weights
-from dossr_jax.config import DoSSRConfig, OptimizerConfig, TrainConfig, VAEConfig
-from dossr_jax.errors import UserError
+from dossr_jax import parallel
+from dossr_jax.config import OptimizerConfig, TrainConfig
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training import start
+from dossr_jax.training import initialize
 from dossr_jax.training.params import (
     Params,
     abstract,
@@ -30,6 +29,7 @@ from dossr_jax.training.params import (
     make_graphdef,
     shapes_of,
 )
+from dossr_jax.training.stages.base import Stage
 
 
 class TrainState(NamedTuple):
@@ -48,11 +48,11 @@ class TrainState(NamedTuple):
     frozen: Params
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """A run's state with the structure that makes a model of it.
 
-    `config` is the run's, its model the one of the file it started from (which knows the scale
-    factor of its latents).
+    `config.model` is the model that is trained: of the file that the run started from it has the
+    scale factor of the latents, prompts and sampler.
     """
 
     config: TrainConfig
@@ -86,22 +86,22 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def start_run(
-    config: TrainConfig, init: Path | None, mesh: Mesh, images: np.ndarray | None = None
-) -> Run:
+    config: TrainConfig, init: Path | None, mesh: Mesh, crops: Callable[[], np.ndarray]
+) -> TrainingRun:
     """State of step 0, on the mesh.
 
     Args:
       init: model file to start from (dossr_jax.convert, or the stage before); None starts from
-        random weights, the autoencoder from the best linear code of `images`.
-      images: HR crops (b, h, w, 3) uint8; needed by stage "vae" without `init`.
+        random weights.
+      crops: gives HR crops (b, h, w, 3) uint8, which some stages initialize weights from.
 
     Raises:
       UserError: the file is damaged or holds another architecture.
     """
-    model, read = _open(config, init, images)
+    model, read = initialize.open_start(config, init, crops)
     config = dataclasses.replace(config, model=model)
     shapes = shapes_of(abstract(model, config))
-    factors = lora_shapes(shapes, config.lora_rank)
+    factors = lora_shapes(shapes, Stage.of(config).adapter_rank)
 
     def value(name: str) -> Array:
         if name in factors:
@@ -120,13 +120,13 @@ def start_run(
     )
     step, key, ema, opt_state = fresh(learn)
     state = TrainState(step, key, learn, ema, opt_state, frozen)
-    return Run(config, make_graphdef(config), state)
+    return TrainingRun(config, make_graphdef(config), state)
 
 
-def abstract_run(config: TrainConfig, mesh: Mesh) -> Run:
+def abstract_run(config: TrainConfig, mesh: Mesh) -> TrainingRun:
     """:func:`start_run` with shapes, dtypes and shardings in place of arrays."""
     shapes = shapes_of(abstract(config.model, config))
-    shapes |= lora_shapes(shapes, config.lora_rank)
+    shapes |= lora_shapes(shapes, Stage.of(config).adapter_rank)
 
     def leaf(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
@@ -140,10 +140,10 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> Run:
     state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
     )
-    return Run(config, make_graphdef(config), state)
+    return TrainingRun(config, make_graphdef(config), state)
 
 
-def trained_model(run: Run, state: TrainState, *, ema: bool = True) -> DoSSR:
+def trained_model(run: TrainingRun, state: TrainState, *, ema: bool = True) -> DoSSR:
     """The whole model with host copies of a state's weights, low-rank updates merged.
 
     Args:
@@ -152,24 +152,6 @@ def trained_model(run: Run, state: TrainState, *, ema: bool = True) -> DoSSR:
     learn = state.ema if ema and state.ema else state.learn
     host = {name: parallel.to_host(value) for name, value in {**state.frozen, **learn}.items()}
     return build(run.graphdef, host)
-
-
-def same_architecture(a: DoSSRConfig, b: DoSSRConfig) -> bool:
-    """Whether models have the same networks; latents' scale, prompts and sampler may differ."""
-
-    def bare(config: DoSSRConfig) -> tuple[Any, ...]:
-        vae = dataclasses.replace(config.vae, scale_factor=VAEConfig.scale_factor)
-        return (
-            config.unet,
-            vae,
-            config.rrdb,
-            config.refiner,
-            config.process,
-            config.shared_encoder,
-            config.context_length,
-        )
-
-    return bare(a) == bare(b)
 
 
 def _first(config: TrainConfig, learn: Params) -> tuple[Any, ...]:
@@ -183,43 +165,3 @@ def _first(config: TrainConfig, learn: Params) -> tuple[Any, ...]:
 def _shardings_of(config: TrainConfig, learn: Params, mesh: Mesh) -> Any:
     abstract_state = jax.eval_shape(lambda tree: _first(config, tree), learn)
     return parallel.state_shardings(abstract_state, mesh)
-
-
-def _open(
-    config: TrainConfig, init: Path | None, images: np.ndarray | None
-) -> tuple[DoSSRConfig, Callable[[str], np.ndarray]]:
-    """Configuration and parameters, by name, of the model that a run starts from."""
-    if init is None:
-        zero_output = config.stage != "dossr"
-        has_refiner = config.model.refiner and config.stage != "refiner"  # it joins below
-        model = dataclasses.replace(config.model, refiner=has_refiner)
-        model = start.make_model(model, config.seed, zero_output=zero_output)
-        if config.stage == "vae":
-            if images is None:
-                raise ValueError("the linear start of an autoencoder needs images")
-            start.start_vae(model, images)
-        values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
-        found, read = model.config, values.__getitem__
-    else:
-        file = weights.open_model(init)
-        # The text tower takes no part in training: prompts are stored as embeddings.
-        found, read = dataclasses.replace(file.config, text=None), file.read
-        names = {n for n in file.names if not n.startswith("text.")}
-        fits = dataclasses.replace(found, refiner=found.refiner or config.stage == "refiner")
-        if not same_architecture(fits, config.model):
-            raise UserError(
-                f"{init}: its networks are not the configuration's; give the file that the stage "
-                "before wrote, or one that fits"
-            )
-        shapes = shapes_of(abstract(found, config))
-        weights.check_names(shapes, {n: file.shape(n) for n in names}, str(init))
-    if config.stage == "refiner":
-        if not found.refiner:
-            read = start.with_fresh_refiner(read, found)
-        found = dataclasses.replace(found, refiner=True, sampler=config.model.sampler)
-    if config.stage == "dossr":
-        sampler = dataclasses.replace(config.model.sampler, start=config.start)
-        found = dataclasses.replace(found, sampler=sampler)
-        if start.control_is_fresh(read):
-            read = start.with_started_control(read)  # a trained one goes on
-    return found, read

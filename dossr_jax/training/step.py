@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.training.inputs import Batch, make_inputs
-from dossr_jax.training.params import Params, averaged_model, build, gather
-from dossr_jax.training.stages import STAGES, Metrics
+from dossr_jax.training.params import Params, all_gather, build, ema_model
+from dossr_jax.training.stages.base import Metrics, Stage
 from dossr_jax.training.state import TrainState, learning_rate, make_optimizer
 
 _EMA_WARMUP = 10
@@ -33,10 +33,10 @@ def make_train_step(
     A batch is what dossr_jax.data.pipeline yields, as global arrays. Metrics are means over it:
     `loss`, those of the stage, `grad_norm` before clipping and the learning `rate`.
     """
-    loss_fn = STAGES[config.stage]
+    stage = Stage.of(config)
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
-    parts = config.optimizer.accumulate
+    microbatches = config.optimizer.microbatches
 
     def grads_of(
         state: TrainState, frozen: Params, key: Array, batch: Batch
@@ -44,8 +44,8 @@ def make_train_step(
         """Gradient of the mean loss of a batch, and its metrics."""
 
         def mean_loss(learn: Params) -> tuple[Array, Metrics]:
-            model = build(graphdef, {**frozen, **gather(learn, config, mesh)})
-            loss, metrics = loss_fn(model, make_inputs(config, mesh, key)(batch), None, config)
+            model = build(graphdef, {**frozen, **all_gather(learn, config, mesh)})
+            loss, metrics = stage.loss(model, make_inputs(config, mesh, key)(batch), None)
             return jnp.mean(loss), {k: jnp.mean(v) for k, v in metrics.items()} | {
                 "loss": jnp.mean(loss)
             }
@@ -61,12 +61,12 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-        frozen = gather(state.frozen, config, mesh)
+        frozen = all_gather(state.frozen, config, mesh)
         one = functools.partial(grads_of, state, frozen, key)
-        if parts == 1:
+        if microbatches == 1:
             grads, metrics = one(batch)
         else:
-            grads, metrics = _accumulated(one, batch, parts, mesh)
+            grads, metrics = _accumulate(one, batch, microbatches, mesh)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.learn)
         learn = optax.apply_updates(state.learn, updates)
         metrics |= {"grad_norm": optax.tree.norm(grads), "rate": rate(state.step)}
@@ -74,7 +74,7 @@ def make_train_step(
             step=state.step + 1,
             key=state.key,
             learn=learn,
-            ema=_averaged(config.optimizer.ema_decay, state, learn),
+            ema=_update_ema(config.optimizer.ema_decay, state, learn),
             opt_state=opt_state,
             frozen=state.frozen,
         )
@@ -83,14 +83,14 @@ def make_train_step(
     return train_step
 
 
-def _accumulated(
-    grads_of: Callable[[Batch], tuple[Params, Metrics]], batch: Batch, parts: int, mesh: Mesh
+def _accumulate(
+    grads_of: Callable[[Batch], tuple[Params, Metrics]], batch: Batch, microbatches: int, mesh: Mesh
 ) -> tuple[Params, Metrics]:
-    """Mean gradient and metrics of a batch that is worked on in parts, one after the other."""
+    """Mean gradient and metrics of a batch, accumulated over microbatches."""
 
     def split(x: Array) -> Array:
-        # Part i takes every parts-th sample from i on: all of them stay on the device they are on.
-        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        # Microbatch i takes every n-th sample from i on, so that samples stay on their devices.
+        x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(mesh, axis=1))
 
     batches = {name: split(x) for name, x in batch.items()}
@@ -103,11 +103,11 @@ def _accumulated(
         return jax.tree.map(jnp.add, total, grads_of(part)), None
 
     total, _ = jax.lax.scan(add, zeros, batches)
-    return jax.tree.map(lambda x: x / parts, total)
+    return jax.tree.map(lambda x: x / microbatches, total)
 
 
-def _averaged(decay: float, state: TrainState, learn: Params) -> Params:
-    """Exponential moving average; early on it follows closely, or it would remember the start."""
+def _update_ema(decay: float, state: TrainState, learn: Params) -> Params:
+    """EMA weights; the decay warms up, or they would remember the initial weights."""
     if not decay:
         return {}
     decay = jnp.minimum(decay, (1 + state.step) / (_EMA_WARMUP + state.step))
@@ -119,16 +119,16 @@ def make_eval_step(
 ) -> Callable[[TrainState, Batch, Array | None], Metrics]:
     """The jitted function (state, batch, t) -> metrics of every sample, each (b,).
 
-    It takes the averaged weights; t (b,) int32 are the times of a latent stage, None draws them.
-    The draws depend on the samples' numbers and the run's key alone.
+    It uses the EMA weights; t (b,) int32 are the times of a latent stage, None draws them.
+    The draws depend only on the samples' ids and the run's key.
     """
-    loss_fn = STAGES[config.stage]
+    stage = Stage.of(config)
 
     @jax.jit
     def eval_step(state: TrainState, batch: Batch, t: Array | None) -> Metrics:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-        model = averaged_model(config, graphdef, mesh, state)
-        loss, metrics = loss_fn(model, make_inputs(config, mesh, key)(batch), t, config)
+        model = ema_model(config, graphdef, mesh, state)
+        loss, metrics = stage.loss(model, make_inputs(config, mesh, key)(batch), t)
         return metrics | {"loss": loss}
 
     return eval_step

@@ -17,19 +17,16 @@ from dossr_jax import metrics, parallel
 from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Source
-from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.inputs import Batch, Inputs, make_inputs, normal
-from dossr_jax.training.params import averaged_model
-from dossr_jax.training.sampling import pre_restore, refined, sampled
+from dossr_jax.training.inputs import Batch, make_inputs
+from dossr_jax.training.params import ema_model
+from dossr_jax.training.stages.base import Stage
 from dossr_jax.training.state import TrainState
 from dossr_jax.training.step import make_eval_step
 
 IMAGES = 12
 _BUCKETS = 5
 _PICTURE_SIDE = 2048  # of a grid, about, in pixels
-_NOISE = 19  # purpose of a random draw, apart from those of losses and sampling
 
 
 class Report(NamedTuple):
@@ -53,8 +50,8 @@ class Validation:
         self._eval = make_eval_step(config, graphdef, mesh)
         self._show = make_show(config, graphdef, mesh)
         # No larger than what training runs at once, so that it fits the memory.
-        part = config.data.batch // config.optimizer.accumulate
-        size = min(part, -(-IMAGES // mesh.size) * mesh.size)
+        microbatch = config.data.batch // config.optimizer.microbatches
+        size = min(microbatch, -(-IMAGES // mesh.size) * mesh.size)
         # The last batch is filled up with repeats: one compiled shape.
         index = np.arange(-(-IMAGES // size) * size) % IMAGES
         self._parts = index.reshape(-1, size)
@@ -112,12 +109,7 @@ def _make_degrade(config: TrainConfig, mesh: Mesh) -> Callable[[Batch], Array]:
 
 def _time_range(config: TrainConfig) -> tuple[int, int] | None:
     """Times that a stage trains at, from the first to before the second."""
-    if config.stage not in ("prior", "dossr"):
-        return None
-    schedule = make_schedule(config.model.process)
-    if config.stage == "prior" or config.times == "all":
-        return 0, len(schedule.alpha)
-    return (schedule.t1 - 1 if config.times == "start" else 0), schedule.t1
+    return Stage.of(config).time_range(make_schedule(config.model.process))
 
 
 def _spread(low: float, high: float, count: int) -> np.ndarray:
@@ -143,20 +135,17 @@ def bucket_times(config: TrainConfig, count: int) -> dict[str, np.ndarray]:
     }
 
 
-# --- what a stage makes -------------------------------------------------------------------------
-
-
 def make_show(
     config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Array | None], dict[str, Array]]:
     """Jitted (state, batch, t) -> `input`, `output`, `hr` (b, h, w, 3) and measures (b,)."""
-    make = _MAKERS[config.stage]
 
     @jax.jit
     def show(state: TrainState, batch: Batch, t: Array | None) -> dict[str, Array]:
         key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
         inputs = make_inputs(config, mesh, key)(batch)
-        source, output = make(averaged_model(config, graphdef, mesh, state), inputs, t)
+        model = ema_model(config, graphdef, mesh, state)
+        source, output = Stage.of(config).show(model, inputs, t)
         output = jnp.clip(output.astype(jnp.float32), 0, 1)
         source = jnp.clip(source.astype(jnp.float32), 0, 1)
         pair = metrics.luma(output), metrics.luma(inputs.hr)
@@ -169,53 +158,6 @@ def make_show(
         }
 
     return show
-
-
-def _show_rrdb(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    del t
-    return inputs.lr, pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
-
-
-def _show_vae(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    del t
-    moments, _ = model.encode(inputs.hr)
-    return inputs.hr, model.decode(model.latents(moments.astype(jnp.float32)))
-
-
-def _show_prior(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    """What is left of the image at times t, and the prediction of it from there."""
-    moments, _ = model.encode(inputs.hr)
-    x0 = model.latents(moments.astype(jnp.float32))
-    schedule = make_schedule(model.config.process).no_shift()
-    tables = schedule.alpha, schedule.sigma, schedule.eta
-    alpha, sigma, eta = (process.gather(jnp.asarray(a, jnp.float32), t) for a in tables)
-    noise = normal(inputs.keys, _NOISE, x0.shape[1:])
-    x = process.q_sample(x0, x0, alpha, sigma, eta, noise)
-    context = jnp.broadcast_to(model.context[...], (len(x), *model.context.shape))
-    eps = model.predict_noise(x, t, context, None).astype(jnp.float32)
-    return model.decode(x), model.decode(process.eps_to_x0(x, eps, alpha, sigma))
-
-
-def _show_dossr(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    """What the model's own sampler makes, before the colour fix."""
-    del t
-    return inputs.lr, sampled(model, inputs).decoded
-
-
-def _show_refiner(model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-    """The same after colour fix and refiner."""
-    del t
-    detail = model.config.sampler.detail
-    return inputs.lr, refined(model, inputs.lr, sampled(model, inputs), detail)
-
-
-_MAKERS: dict[str, Callable[[DoSSR, Inputs, Array | None], tuple[Array, Array]]] = {
-    "rrdb": _show_rrdb,
-    "vae": _show_vae,
-    "prior": _show_prior,
-    "dossr": _show_dossr,
-    "refiner": _show_refiner,
-}
 
 
 def _grid(*columns: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A model as small as the stages of training allow, and batches for it."""
 
+import dataclasses
+
 import numpy as np
 
 from dossr_jax.config import (
@@ -7,10 +9,12 @@ from dossr_jax.config import (
     DoSSRConfig,
     OptimizerConfig,
     RRDBConfig,
+    StageConfig,
     TrainConfig,
     UNetConfig,
     VAEConfig,
 )
+from dossr_jax.training import stages  # noqa: F401 - they register themselves
 
 SMALL = DoSSRConfig(
     unet=UNetConfig(
@@ -40,12 +44,15 @@ STAGES = ("rrdb", "vae", "prior", "dossr", "refiner")
 
 
 def make_config(stage: str, **changes) -> TrainConfig:
+    """A small run of a stage; changes are fields of TrainConfig or of the stage."""
     optimizer = {"learning_rate": 3e-3, "warmup": 1, "ema_decay": 0.5}
     optimizer |= changes.pop("optimizer", {})
-    defaults = {"data": DataConfig(crop=16, batch=4), "steps": 100, "model": SMALL}
-    return TrainConfig(
-        stage=stage, optimizer=OptimizerConfig(**optimizer), **{**defaults, **changes}
-    )
+    common = {"data": DataConfig(crop=16, batch=4), "steps": 100, "model": SMALL}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in changes:
+            common[field.name] = changes.pop(field.name)
+    stage_config = StageConfig.known[stage](**changes)
+    return TrainConfig(stage=stage_config, optimizer=OptimizerConfig(**optimizer), **common)
 
 
 def make_batch(seed: int = 0, size: int = 4, crop: int = 16) -> dict[str, np.ndarray]:

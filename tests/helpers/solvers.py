@@ -21,7 +21,8 @@ def draws(steps: int, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def point_of(table: SolverTable, i: int) -> Point:
     """What a denoiser is told at row `i`."""
-    return Point(table.t[i], table.alpha[i], table.sigma[i], table.eta[i])
+    rows = table.rows
+    return Point(rows.t[i], rows.alpha[i], rows.sigma[i], rows.eta[i])
 
 
 def denoise(x, point):

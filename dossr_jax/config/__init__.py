@@ -1,0 +1,39 @@
+"""Frozen configurations of networks, process, sampler and training, checked where they are made.
+
+Every network is built from exactly one of these classes, and a saved model carries its
+:class:`DoSSRConfig` as JSON, so that weights and shapes never part.
+"""
+
+from dossr_jax.config.base import ConfigError, configuration
+from dossr_jax.config.model import DoSSRConfig, RRDBConfig, TextConfig, UNetConfig, VAEConfig
+from dossr_jax.config.sampler import MAX_STEPS, SAMPLERS, ProcessConfig, SamplerConfig
+from dossr_jax.config.serial import from_json, to_json, with_changes
+from dossr_jax.config.train import (
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    StageConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "MAX_STEPS",
+    "SAMPLERS",
+    "ConfigError",
+    "DataConfig",
+    "DoSSRConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ProcessConfig",
+    "RRDBConfig",
+    "SamplerConfig",
+    "StageConfig",
+    "TextConfig",
+    "TrainConfig",
+    "UNetConfig",
+    "VAEConfig",
+    "configuration",
+    "from_json",
+    "to_json",
+    "with_changes",
+]

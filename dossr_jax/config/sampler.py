@@ -1,0 +1,97 @@
+"""The diffusion process and how a model is sampled: the one description of a sampler.
+
+Command-line flags, the fields that users may set, the model file's header and the solver's table
+all derive from :class:`SamplerConfig`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dossr_jax.config.base import configuration
+
+MAX_STEPS = 50  # rows of the compiled solver table
+
+Eta = Literal["trunc_12", "trunc_13", "trunc_23"]
+Order = Literal[1, 2, 3]
+Solver = Literal["sde", "ode", "asinh"]
+TimeGrid = Literal["uniform", "asinh"]
+Start = Literal["lr", "noise"]
+ColorFix = Literal["wavelet", "residual", "adain", "none"]
+
+
+@configuration
+class ProcessConfig:
+    """Noise schedule ("scaled linear" beta), shifting sequence and parametrisation.
+
+    `lr_skip`, from 0 (published) to below 1, is the share of the data prediction that is the LR
+    latent itself where eta is 1, and in proportion to eta elsewhere (docs/mini-notes.md).
+    """
+
+    timesteps: Annotated[int, Field(ge=6)] = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0120
+    eta: Eta = "trunc_12"
+    lr_skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@configuration
+class SamplerConfig:
+    """How a model is sampled. Defaults are the published sampler; see docs/samplers.md."""
+
+    steps: Annotated[
+        int, Field(ge=1, le=MAX_STEPS, description=f"network evaluations, 1 to {MAX_STEPS}")
+    ] = 5
+    order: Annotated[
+        Order, Field(description="order of the solver; 1 is advised from 10 steps on")
+    ] = 3
+    solver: Annotated[
+        Solver,
+        Field(
+            description="sde: the domain-shift SDE, as published; ode: its probability-flow ODE; "
+            "asinh: the same ODE, predictions interpolated in asinh(1/lambda)"
+        ),
+    ] = "sde"
+    grid: Annotated[
+        TimeGrid,
+        Field(
+            description="times uniform in t, as published, or uniform in asinh(1/lambda), which "
+            "spends few steps at high noise"
+        ),
+    ] = "uniform"
+    start: Annotated[
+        Start,
+        Field(
+            description="start from the noised LR latent, as published, or from pure noise: then "
+            "sde of order 1 is DDPM and ode of order 1 DDIM; a model is trained for one of them"
+        ),
+    ] = "lr"
+    final_denoise: Annotated[
+        bool, Field(description="return the last prediction, without the noise left at t = 0")
+    ] = False
+    fidelity: Annotated[
+        float, Field(ge=0, le=1, description="0: free detail, 1: keep the pre-restored image")
+    ] = 0.0
+    detail: Annotated[
+        float, Field(description="share of the diffusion's detail that a refiner keeps")
+    ] = 1.0
+    color_fix: Annotated[
+        ColorFix,
+        Field(
+            description="match colours to the pre-restored image: its low frequencies (wavelet), "
+            "these without the autoencoder's error (residual), mean and deviation (adain), or none"
+        ),
+    ] = "wavelet"
+
+
+# Named samplers: the fields that a name sets; steps, fidelity and the rest keep their values.
+SAMPLERS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "published": {"order": 3, "solver": "sde", "grid": "uniform", "final_denoise": False},
+        "asinh": {"order": 2, "solver": "asinh", "grid": "asinh", "final_denoise": False},
+    }
+)

@@ -1,0 +1,167 @@
+"""Command line of training: `dossr-train`, `python train.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dossr_jax.config import TrainConfig
+from dossr_jax.errors import UserError
+
+BAD_INPUT = 2
+_EXPORT_DTYPES = ("bfloat16", "float32")
+# The modules of the extra [train] that training imports.
+_EXTRA = {"array_record", "grain", "optax", "tensorboardX"}
+_EXAMPLES = """\
+examples:
+  python train.py --list
+  python train.py --config tiny --data photos/ --output runs/tiny --steps 20
+  python train.py --config mini_dossr --data photos/ --output runs/dossr --init prior.safetensors
+  python train.py --config sd21_dossr --data photos.tfds/ --output runs/sd \\
+      --init sd21.safetensors --set optimizer.learning_rate=5e-5 --set stage.lora_rank=8
+
+The same command resumes a run that was stopped or killed, or makes it longer (--steps); on a
+cluster, start it once per node or host. OUTPUT receives checkpoints/, pictures/, tensorboard/,
+metrics.jsonl and at the end model.safetensors, the EMA weights in float32, for infer.py --model
+and the next stage's --init. See docs/training.md.
+
+exit status: 0 all steps done, or stopped by SIGTERM or Ctrl-C with the state saved; 2 bad input or
+a failure on the way, explained in one line.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; its help is the reference of the options."""
+    parser = argparse.ArgumentParser(
+        description="Train one stage of a model: pre-restorer, autoencoder, prior, DoSSR, refiner.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="list the configurations and exit")
+    parser.add_argument(
+        "--config", metavar="NAME", help="one of --list, or a .py file that sets CONFIG"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="folder of images, of LR and HR images, or of a data set of dossr_jax.data.prepare",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="folder of the run; an existing run is resumed"
+    )
+    parser.add_argument(
+        "--init",
+        metavar="FILE",
+        type=Path,
+        help="model file that a new run starts from: the previous stage's or dossr_jax.convert's",
+    )
+    parser.add_argument(
+        "--validation",
+        metavar="PATH",
+        type=Path,
+        help="images for validation (default: those that --data holds out)",
+    )
+    parser.add_argument("--steps", metavar="N", type=int, help="length of the whole run in steps")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, help="samples per step, over all devices"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change any field of the configuration, as in data.crop=256 or stage.lora_rank=8",
+    )
+    export = parser.add_argument_group("export")
+    export.add_argument("--export", metavar="FILE", type=Path, help="also write the model here")
+    export.add_argument(
+        "--export-dtype",
+        choices=_EXPORT_DTYPES,
+        default="bfloat16",
+        help="of the weights in that file (default: bfloat16)",
+    )
+    export.add_argument(
+        "--export-torch",
+        metavar="FILE",
+        type=Path,
+        help="write the model as .safetensors with the keys of the PyTorch release, float32",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    missing = [f"--{n}" for n in ("config", "data", "output") if not getattr(args, n)]
+    if missing and not args.list:
+        parser.error(f"{', '.join(missing)} needed (or --list)")
+    try:
+        from dossr_jax.training import experiments
+
+        if args.list:
+            for name, summary in experiments.list_configs().items():
+                print(f"{name:18} {summary}")
+            return 0
+        changes = list(args.set)
+        changes += [f"steps={args.steps}"] if args.steps is not None else []
+        changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
+        _run(experiments.load_config(args.config, changes), args)
+    except ModuleNotFoundError as lack:
+        if (lack.name or "").split(".")[0] not in _EXTRA:
+            raise
+        print(
+            f"error: {lack.name} is not installed; training needs the extra: "
+            "pip install 'dossr-jax[train]'",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(config: TrainConfig, args: argparse.Namespace) -> None:
+    # Imported here: `--help` and wrong arguments need none of it.
+    import jax
+    import ml_dtypes
+
+    from dossr_jax import weights
+    from dossr_jax.convert.__main__ import convert
+    from dossr_jax.convert.release import check_release_shape
+    from dossr_jax.training.loop import start_crops, train
+    from dossr_jax.training.stages import Stage
+    from dossr_jax.training.state import trained_model
+
+    for path in filter(None, (args.export, args.export_torch)):
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder; make it first")
+    if args.export_torch:
+        check_release_shape(config.model)
+    trained = train(
+        config, data=args.data, output=args.output, init=args.init, validation=args.validation
+    )
+    if not trained.complete:
+        return
+    config, _, state = trained.run
+    model = trained_model(trained.run, state)
+    Stage.of(config).finalize(model, lambda: start_crops(trained.source, config))
+    if jax.process_index():
+        return
+    notes = {"recipe": f"{args.config}, {int(state.step)} steps"}
+    targets = [(args.output / "model.safetensors", None)]
+    if args.export:
+        dtype = ml_dtypes.bfloat16 if args.export_dtype == "bfloat16" else None
+        targets.append((args.export, dtype))
+    for path, dtype in targets:
+        weights.save_model(path, model, dtype=dtype, notes=notes)
+        print(f"wrote {path}")
+    if args.export_torch:
+        convert(targets[0][0], args.export_torch, to="release", overwrite=True)

@@ -1,0 +1,45 @@
+"""Training samples on the device, and their random draws.
+
+All randomness of a sample derives from its key, so that its loss depends neither on its place in
+the batch nor on the number of devices or processes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+
+class Draw(enum.IntEnum):
+    """Purposes of random draws, folded into a sample's key."""
+
+    DEGRADE = 0
+    TIME = 1
+    NOISE = 2
+    PROMPT = 3
+    POSTERIOR = 4
+    SAMPLED_POSTERIOR = 16
+    SAMPLED_START = 17
+    SAMPLED_STEP = 18
+    SHOW = 19
+
+
+class Inputs(NamedTuple):
+    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key each (b,)."""
+
+    hr: Array
+    lr: Array
+    keys: Array
+
+
+def fold(keys: Array, data: int | Array) -> Array:
+    """Keys (b,) for one purpose out of the samples' keys."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def draw_normal(keys: Array, purpose: Draw | Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise (b, *shape) for one purpose, from each sample's key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, purpose))

@@ -1,0 +1,88 @@
+"""What every stage is made of: its configuration, and what the trainer asks of it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dossr_jax.config import DoSSRConfig, StageConfig, TrainConfig, configuration
+from dossr_jax.diffusion.schedule import Schedule
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.samples import Inputs
+
+Metrics = dict[str, Array]
+Read = Callable[[str], np.ndarray]  # parameter of a model file by its dotted name
+
+
+@configuration
+class Stage(StageConfig, abc.ABC):
+    """One kind of training run. Subclasses have a `name` and whatever fields their loss reads.
+
+    Attributes:
+      needs_lr: whether the loss looks at LR images; without, none are made.
+      zero_output: whether the UNet of a model from scratch starts with a zero output.
+    """
+
+    needs_lr: ClassVar[bool] = True
+    zero_output: ClassVar[bool] = True
+
+    @staticmethod
+    def of(config: TrainConfig) -> Stage:
+        """The stage of a run."""
+        assert isinstance(config.stage, Stage)
+        return config.stage
+
+    @abc.abstractmethod
+    def learns(self, name: str) -> bool:
+        """Whether the run trains the parameter of this dotted name; all others are frozen."""
+
+    @abc.abstractmethod
+    def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
+        """Loss (b,) per sample, and further metrics (b,).
+
+        `t` (b,) int32: the times of a latent stage; None draws them.
+        """
+
+    @abc.abstractmethod
+    def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
+        """Input and output images (b, h, w, 3); validation compares the output with HR."""
+
+    def time_range(self, schedule: Schedule) -> tuple[int, int] | None:
+        """Times of a latent stage, from the first to before the second; None without times."""
+        return None
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the low-rank adapters (LoRA) of the UNet's attention; 0 has none."""
+        return 0
+
+    def starting_config(self, config: DoSSRConfig) -> DoSSRConfig:
+        """The architecture that a run of `config` may start from, besides `config` itself."""
+        return config
+
+    def initialize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
+        """Change the random weights of a model trained from scratch, given HR crops uint8."""
+
+    def adapt(
+        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
+    ) -> tuple[DoSSRConfig, Read]:
+        """What the run starts from: the weights `read` of model `found`, fitted to `config`."""
+        return found, read
+
+    def finalize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
+        """Complete a trained model before it is exported, given HR crops uint8."""
+
+
+def mean_of(x: Array) -> Array:
+    """Mean over all but the first axis, in float32."""
+    return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim)))
+
+
+def psnr(a: Array, b: Array) -> Array:
+    """PSNR in dB (b,) of images in [0, 1]; `a` is clipped to it."""
+    return -10 * jnp.log10(mean_of((jnp.clip(a.astype(jnp.float32), 0, 1) - b) ** 2) + 1e-10)

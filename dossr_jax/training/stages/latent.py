@@ -1,0 +1,61 @@
+"""What the stages that train on latents share: times, prompts, latents and the plain loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dossr_jax.diffusion import process
+from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.samples import Draw, Inputs, draw_normal, fold
+from dossr_jax.training.stages.base import mean_of
+
+Prompts = Literal["empty", "both"]  # the empty prompt as published, or both stored ones equally
+
+
+def draw_times(keys: Array, low: int, high: int) -> Array:
+    """Times (b,) int32, uniform from `low` to before `high`."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), low, high))(fold(keys, Draw.TIME))
+
+
+def draw_contexts(model: DoSSR, keys: Array, prompts: Prompts) -> Array:
+    """Prompt embedding (b, m, d) of every sample."""
+    empty = jnp.broadcast_to(model.negative_context[...], (len(keys), *model.context.shape))
+    if prompts == "empty":
+        return empty
+    stored = jax.vmap(jax.random.bernoulli)(fold(keys, Draw.PROMPT))
+    return jnp.where(stored[:, None, None], model.context[...][None], empty)
+
+
+def encode_hr(model: DoSSR, inputs: Inputs) -> Array:
+    """Scaled posterior samples (b, h, w, z), float32, of the HR images."""
+    moments = model.vae.encode(2 * inputs.hr - 1).astype(jnp.float32)
+    shape = (*moments.shape[1:3], model.config.vae.z_channels)
+    return model.latents(moments, draw_normal(inputs.keys, Draw.POSTERIOR, shape))
+
+
+def take_levels(schedule: Schedule, t: Array) -> tuple[Array, Array, Array]:
+    """alpha, sigma, eta at times t (b,), each (b, 1, 1, 1)."""
+    alpha, sigma, eta = (
+        process.gather(jnp.asarray(table, jnp.float32), t)
+        for table in (schedule.alpha, schedule.sigma, schedule.eta)
+    )
+    return alpha, sigma, eta
+
+
+def diffusion_loss(
+    model: DoSSR, x0: Array, hint: Array | None, context: Array, t: Array, eps: Array
+) -> Array:
+    """Plain diffusion (DDPM, arXiv 2006.11239): mean squared error (b,) of the predicted noise.
+
+    Args:
+      x0: scaled latents (b, h, w, z). hint: what the ControlNet sees, as x0; None leaves it out.
+      context: (b, m, d). t: (b,) integers. eps: standard normal, as x0.
+    """
+    alpha, sigma, eta = take_levels(make_schedule(model.config.process).no_shift(), t)
+    x = process.q_sample(x0, x0, alpha, sigma, eta, eps)
+    return mean_of((model.predict_noise(x, t, context, hint).astype(jnp.float32) - eps) ** 2)
