@@ -18,12 +18,22 @@ from helpers.distributed_worker import run_python
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dossr_jax import checkpoint, parallel
-from dossr_jax.checkpoint import Checkpoints
-from dossr_jax.config import OptimizerConfig, ParallelConfig, TrainConfig, VAEConfig
+from dossr_jax.checkpoint import Checkpoints, differences
+from dossr_jax.checkpoint.settings import FREE_ON_RESUME, flat_fields
+from dossr_jax.config import (
+    ConfigError,
+    DoSSRConfig,
+    ParallelConfig,
+    TrainConfig,
+    VAEConfig,
+    with_changes,
+)
 from dossr_jax.errors import UserError
+from dossr_jax.training.stages import DoSSRStage, PriorStage, RefinerStage, RRDBStage, VAEStage
 
-CONFIG = TrainConfig(stage="dossr")
+CONFIG = TrainConfig(stage=DoSSRStage())
 DATA, LOG = {"samples": 48}, {"recent": [[0.1, 1 / 3]]}
+ITEMS = {"config": CONFIG, "model": CONFIG.model, "data": DATA, "log": LOG}
 
 
 class State(NamedTuple):
@@ -82,7 +92,7 @@ def opened(tmp_path, warnings):
 def write(opened, steps):
     with opened() as checkpoints:
         for step in steps:
-            checkpoints.save(step, make_state(step), config=CONFIG, data=DATA, log=LOG)
+            checkpoints.save(step, make_state(step), **ITEMS)
     return checkpoints
 
 
@@ -91,7 +101,7 @@ def test_what_is_saved_comes_back(opened):
     with opened() as checkpoints:
         assert checkpoints.latest() == 7
         saved = checkpoints.restore(7, abstract())
-        assert checkpoints.config(7) == CONFIG
+        assert checkpoints.resume_config(7, CONFIG) == CONFIG
     # Frozen parameters are those of the first checkpoint.
     assert_equal(saved.state, make_state(7)._replace(frozen=make_state(0).frozen))
     assert (saved.data, saved.log) == (DATA, LOG)
@@ -129,7 +139,7 @@ def test_the_arrays_saved_are_those_of_the_moment(opened):
     change = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), donate_argnums=0)
     state = jax.tree.map(jnp.array, make_state(1))
     with opened() as checkpoints:
-        checkpoints.save(1, state, config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(1, state, **ITEMS)
         for _ in range(20):
             state = change(state)
     with opened() as checkpoints:
@@ -162,7 +172,7 @@ def test_a_damaged_checkpoint_falls_back(opened, warnings, capfd, harm, name):
         assert checkpoints.latest() == 2
         assert_equal(checkpoints.restore(2, abstract()).state.learn, make_state(2).learn)
         # The run comes by the damaged step again.
-        checkpoints.save(5, make_state(5), config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(5, make_state(5), **ITEMS)
     assert checkpoints.steps() == [2, 5] and checkpoint.damage(checkpoints.path(5)) is None
     (warning,) = warnings
     assert "checkpoints/5 is damaged" in warning and "from" in warning
@@ -194,51 +204,98 @@ def test_an_unfinished_folder_is_no_checkpoint(opened):
     shutil.copytree(checkpoints.path(1), unfinished)
     with opened() as checkpoints:
         assert checkpoints.latest() == 1
-        checkpoints.save(4, make_state(4), config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(4, make_state(4), **ITEMS)
     assert checkpoints.steps() == [1, 4] and not unfinished.exists()
 
 
 # --- configurations -----------------------------------------------------------------------------
 
 
-def test_another_configuration_is_shown_field_by_field(opened):
-    write(opened, [1])
-    optimizer = OptimizerConfig(learning_rate=3e-4)
-    asked = dataclasses.replace(CONFIG, optimizer=optimizer, learn_decoder=True)
-    with opened() as checkpoints, pytest.raises(UserError) as error:
-        checkpoints.config_to_go_on(1, asked)
-    text = str(error.value)
-    assert "optimizer.learning_rate is 0.0001 there, 0.0003 now" in text
-    assert "learn_decoder is false there, true now" in text
-    assert "data." not in text and "\n" not in text and str(checkpoints.folder) in text
+def changed(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return CHOICES.get(value, value + "?")
+    if isinstance(value, tuple):
+        return tuple(changed(v) for v in value) or ((0.5,) if value == () else value)
+    return {0: 1, 1: 2}.get(value, value * 2) if value is not None else None
 
 
-def test_what_does_not_change_the_weights_may_change(opened):
-    """Length, cadence and layout follow the new call, what came from the model file the folder."""
+# A choice and another one that it may be exchanged for.
+CHOICES = {
+    "lr": "noise",
+    "all": "visited",
+    "empty": "both",
+    "cosine": "constant",
+    "float32": "bfloat16",
+    "none": "full",
+    "trunc_12": "trunc_13",
+    "sde": "ode",
+    "uniform": "asinh",
+    "wavelet": "adain",
+    "nearest": "shuffle",
+}
+
+
+def every_change():
+    """(dotted field, configuration with another value in it) for the fields of every stage."""
+    for stage in (VAEStage(), RRDBStage(), PriorStage(), DoSSRStage(), RefinerStage()):
+        model = DoSSRConfig(refiner=stage.name == "refiner")
+        base = TrainConfig(stage=stage, model=model)
+        for name, value in flat_fields(dataclasses.asdict(base)):
+            if value is None or name == "stage.name":
+                continue
+            try:
+                yield base, name, with_changes(base, [f"{name}={json.dumps(changed(value))}"])
+            except ConfigError:
+                continue  # it cannot change alone: others have to change with it
+
+
+def test_on_resume_a_field_is_free_or_refused_by_name_as_the_table_says():
+    seen = {}
+    for base, name, other in every_change():
+        found = differences(base, other)
+        seen.setdefault(name, bool(found))
+        if name in FREE_ON_RESUME:
+            assert found == [], name
+        else:
+            assert len(found) == 1 and found[0].startswith(f"{name} is "), name
+    assert set(FREE_ON_RESUME) <= seen.keys()
+    assert len(seen) > 60 and {"model.sampler.steps", "stage.lora_rank", "seed"} <= seen.keys()
+
+
+def test_resuming_takes_what_is_free_and_keeps_the_model_of_the_file(opened):
+    """Length, cadence and layout follow the new call; a file's scale and prompts stay."""
     model = dataclasses.replace(CONFIG.model, vae=VAEConfig(scale_factor=0.5), prompt="sharp")
-    stored = dataclasses.replace(CONFIG, model=model)
     asked = dataclasses.replace(
         CONFIG,
         steps=9,
         save_every=2,
-        validate_every=3,
-        log_every=4,
-        keep=5,
         data=dataclasses.replace(CONFIG.data, workers=7, prefetch=8),
         parallel=ParallelConfig(fsdp=4, dtype="bfloat16"),
     )
     with opened() as checkpoints:
-        checkpoints.save(1, make_state(1), config=stored, data=DATA, log=LOG)
+        checkpoints.save(1, make_state(1), **ITEMS | {"model": model})
         checkpoints.wait()
-        assert checkpoints.config_to_go_on(1, asked) == dataclasses.replace(asked, model=model)
+        assert checkpoints.resume_config(1, asked) == dataclasses.replace(asked, model=model)
+        sampler = dataclasses.replace(asked.model.sampler, order=1)
+        other = dataclasses.replace(asked, model=dataclasses.replace(asked.model, sampler=sampler))
+        with pytest.raises(UserError) as error:
+            checkpoints.resume_config(1, other)
+    text = str(error.value)
+    assert "model.sampler.order is 3 there, 1 now" in text
+    assert "data." not in text and "\n" not in text and str(checkpoints.folder) in text
 
 
 def test_a_configuration_of_another_version_is_an_error(opened):
     checkpoints = write(opened, [1])
     path = checkpoints.path(1) / "config" / "metadata"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "red"}))
-    with opened() as checkpoints, pytest.raises(UserError, match="no field colour"):
-        checkpoints.config(1)
+    stored = json.loads(path.read_text())
+    stored["asked"] |= {"colour": "red"}
+    path.write_text(json.dumps(stored))
+    with opened() as checkpoints, pytest.raises(UserError, match="colour: unknown field"):
+        checkpoints.resume_config(1, CONFIG)
 
 
 # --- meshes -------------------------------------------------------------------------------------
@@ -247,7 +304,7 @@ MOVE = """
 import sys
 from pathlib import Path
 import jax
-from test_checkpoint import CONFIG, DATA, LOG, Checkpoints, abstract, assert_equal, make_state
+from test_checkpoint import CONFIG, ITEMS, Checkpoints, abstract, assert_equal, make_state
 folder, last = Path(sys.argv[1]), None
 for step, devices in enumerate((2, 4, 1, 4, 2)):
     like = abstract(devices)
@@ -260,7 +317,7 @@ for step, devices in enumerate((2, 4, 1, 4, 2)):
             assert len(kernel.sharding.device_set) == devices
             assert kernel.addressable_shards[0].data.shape == (64, 256 // devices)
         assert_equal(state, make_state())
-        checkpoints.save(step, state, config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(step, state, **ITEMS)
     last = step
 print("done")
 """
@@ -279,10 +336,10 @@ def test_a_full_disk_leaves_the_earlier_ones(opened, monkeypatch):
         full = shutil.disk_usage("/")._replace(free=100_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
         with pytest.raises(UserError, match="0.1 MB are free.* whole ones: 1; free space"):
-            checkpoints.save(2, make_state(2), config=CONFIG, data=DATA, log=LOG)
+            checkpoints.save(2, make_state(2), **ITEMS)
         assert checkpoints.latest() == 1
         monkeypatch.undo()
-        checkpoints.save(2, make_state(2), config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(2, make_state(2), **ITEMS)
     assert checkpoints.steps() == [1, 2]
 
 
@@ -294,12 +351,12 @@ def test_a_write_that_fails_in_the_background_is_told(opened):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"\(File too large\); whole ones: 1;") as error:
-            checkpoints.save(2, make_state(2), config=CONFIG, data=DATA, log=LOG)
+            checkpoints.save(2, make_state(2), **ITEMS)
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         checkpoints.__exit__(UserError, error.value, None)
     with opened() as checkpoints:
         assert checkpoints.latest() == 1
-        checkpoints.save(2, make_state(2), config=CONFIG, data=DATA, log=LOG)
+        checkpoints.save(2, make_state(2), **ITEMS)
     assert checkpoints.steps() == [1, 2]

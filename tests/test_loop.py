@@ -22,6 +22,7 @@ from dossr_jax.errors import UserError
 from dossr_jax.training import abstract_run
 from dossr_jax.training.journal import METRICS_FILE, Journal
 from dossr_jax.training.loop import train
+from dossr_jax.training.stages import RRDBStage
 from dossr_jax.training.validation import IMAGES, bucket_times, spread_times
 
 # A run that goes on is compared with one that did not stop: of the same programs, whichever.
@@ -164,8 +165,9 @@ def test_a_finished_run_can_be_made_longer(run, finished, folder):
 
 
 def test_another_configuration_is_refused_with_the_difference(run, folder):
-    other = dataclasses.replace(CONFIG, seed=1, kl_weight=0.5)
-    with pytest.raises(UserError, match="kl_weight is 0.0003 there, 0.5 now; seed is 0 there"):
+    stage = RRDBStage(coarse_weights=(1.0,))
+    other = dataclasses.replace(CONFIG, seed=1, stage=stage)
+    with pytest.raises(UserError, match="seed is 0 there, 1 now; stage.coarse_weights is"):
         run(other, output=folder)
 
 
