@@ -8,7 +8,7 @@ up to the canvas. What a canvas holds outside that part, NaN included, has no in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-ColorFix = Literal["wavelet", "residual", "adain", "none"]
+from dossr_jax.config.sampler import ColorFix
 
 _DILATIONS = (1, 2, 4, 8, 16)
 _ADAIN_EPS = 1e-5

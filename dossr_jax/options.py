@@ -93,7 +93,7 @@ def _add_field(group: Any, cls: type, name: str) -> None:
 
 def _type_of(hint: Any) -> type:
     """The type that a flag's text is read as: a union's first, that of a Literal's values."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Annotated:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union, typing.Annotated):
         return _type_of(typing.get_args(hint)[0])
     return type(typing.get_args(hint)[0]) if typing.get_origin(hint) is Literal else hint
 

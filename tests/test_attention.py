@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from dossr_jax.models import layers
 
@@ -64,3 +65,17 @@ def test_equals_the_library():
     np.testing.assert_allclose(
         layers.attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
     )
+
+
+def test_the_platform_that_is_compiled_for_decides():
+    """One function, exported for three platforms in one process: a CPU loops over blocks."""
+    shape = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
+    attend = jax.jit(lambda q, k, v: layers.attention(q, k, v))
+
+    def exported(*platforms):
+        return export.export(attend, platforms=platforms)(shape, shape, shape).mlir_module()
+
+    loops = {name: "stablehlo.while" in exported(name) for name in ("cpu", "cuda", "tpu")}
+    assert loops == {"cpu": True, "cuda": False, "tpu": False}
+    together = exported("cpu", "cuda", "tpu")
+    assert "stablehlo.while" in together and "stablehlo.case" in together

@@ -20,7 +20,7 @@ from dossr_jax import weights
 from dossr_jax.errors import UserError
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import RRDBNet
-from dossr_jax.pipeline import Settings, Upscaler
+from dossr_jax.pipeline import Upscaler
 from dossr_jax.pipeline import upscaler as upscaler_module
 from dossr_jax.restore import restore
 
@@ -65,7 +65,7 @@ def test_settings_and_sizes_within_a_bucket_share_one_program(upscaler):
     for size, settings in {
         (20, 30): {"steps": 7, "order": 1, "solver": "ode"},
         (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5, "detail": 0.4},
-        (17, 18): {"scale": 2.5, "start": "noise", "grid": "log_lambda"},
+        (17, 18): {"scale": 2.5, "start": "noise", "grid": "asinh"},
         (31, 19): {"prompt": "", "negative_prompt": "clean, high-resolution, 8k"},
     }.items():
         upscaler.restore(picture(*size), **settings)
@@ -110,7 +110,7 @@ def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
     )
     monkeypatch.setattr(type(model), "encode", lambda self, x: (_pool(x, 8), _pool(x, 8)))
     monkeypatch.setattr(type(model), "decode", lambda self, z: _spread(z[..., :3], 8))
-    monkeypatch.setattr(type(model), "pre_restore", lambda self, x: _spread(x, 4))
+    monkeypatch.setattr(type(model), "pre_restore", lambda self, lr: _spread(lr, 4))
     monkeypatch.setattr(
         type(model), "predict_noise", lambda self, x, t, c, hint, strength: 0.3 * x + hint
     )
@@ -135,7 +135,7 @@ def _spread(z, f):
     return jax.numpy.repeat(jax.numpy.repeat(z, f, 1), f, 2)
 
 
-def test_knobs_do_what_they_say(upscaler):
+def test_settings_do_what_they_say(upscaler):
     image = picture(32, 32)
     settings = {"steps": 4, "color_fix": "none"}
     free = upscaler.restore(image, **settings).astype(int)
@@ -162,7 +162,9 @@ def test_the_residual_fix_takes_the_autoencoders_error_off(upscaler):
     """At fidelity 1 diffusion changes nothing: the pre-restored image comes back."""
     settings = {"steps": 1, "final_denoise": True, "fidelity": 1.0}
     for image in (picture(32, 32), picture(TILE + 20, TILE // 2)):
-        _, result = next(upscaler.stream([(0, image)], Settings(color_fix="residual", **settings)))
+        _, result = next(
+            upscaler.stream([(0, image)], upscaler.settings(color_fix="residual", **settings))
+        )
         difference = result.image.astype(int) - result.pre_restored
         assert np.abs(difference).max() <= 1
         assert np.abs(result.decoded.astype(int) - result.pre_restored).max() > 1
@@ -233,7 +235,7 @@ def test_an_image_too_large_stops_no_other(upscaler, settings, monkeypatch):
     if not settings:  # too large at the scale at which it is restored
         monkeypatch.setattr(upscaler_module, "_MAX_PIXELS", 4 * 33 * 4 * 30)
     images = {"small": picture(8, 8), "large": picture(33, 31), "other": picture(3, 3)}
-    results = dict(upscaler.stream(images.items(), Settings(steps=1, **settings)))
+    results = dict(upscaler.stream(images.items(), upscaler.settings(steps=1, **settings)))
     assert set(results) == set(images)
     assert isinstance(results["large"], UserError) and "33" in str(results["large"])
     assert {n for n, r in results.items() if isinstance(r, UserError)} == {"large"}
@@ -247,7 +249,7 @@ def test_running_out_of_memory_is_said_of_each_image(upscaler, monkeypatch):
 
     monkeypatch.setattr(upscaler_module, "restore", fail)
     images = [(0, picture(8, 9)), (1, picture(9, 8))]
-    results = dict(upscaler.stream(images, Settings(batch_size=2)))
+    results = dict(upscaler.stream(images, upscaler.settings(batch_size=2)))
     assert ["9x8" in str(results[0]), "8x9" in str(results[1])] == [True, True]
     assert all("not enough memory" in str(error) for error in results.values())
 

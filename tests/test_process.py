@@ -22,7 +22,7 @@ def _nhwc(array: np.ndarray, dtype=np.float64) -> jax.Array:
 
 def _levels(t: np.ndarray, dtype=np.float64) -> list[jax.Array]:
     tables = (SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.eta)
-    return [process.gather(jnp.asarray(table, dtype), jnp.asarray(t)) for table in tables]
+    return [process.take_levels(jnp.asarray(table, dtype), jnp.asarray(t)) for table in tables]
 
 
 # The release keeps its buffers in float32 even where the model runs in float64, and 1 / alpha is
@@ -70,13 +70,13 @@ def test_ends_of_the_forward_process():
 
 def test_gather_broadcasts_scalars_and_maps():
     t = jnp.array([3, 998])
-    assert process.gather(jnp.asarray(SCHEDULE.eta), t).shape == (2, 1, 1, 1)
+    assert process.take_levels(jnp.asarray(SCHEDULE.eta), t).shape == (2, 1, 1, 1)
     shared = jnp.asarray(SCHEDULE.eta.reshape(-1, 1, 1, 1, 1) * np.ones((1, 2, 3, 1)))
     own = jnp.concatenate([shared, 0.5 * shared], axis=1)
-    out = process.gather(shared, t)
+    out = process.take_levels(shared, t)
     assert out.shape == (2, 2, 3, 1)
     np.testing.assert_array_equal(out[:, 1, 2, 0], SCHEDULE.eta[[3, 998]])
-    out = process.gather(own, t)
+    out = process.take_levels(own, t)
     np.testing.assert_array_equal(out[:, 0, 0, 0], SCHEDULE.eta[[3, 998]] * [1, 0.5])
 
 
@@ -103,15 +103,3 @@ def test_guidance_and_fidelity_ends():
     np.testing.assert_array_equal(process.guide(a, b, 0.0), b)
     np.testing.assert_array_equal(process.toward_lr(a, b, 0.0), a)
     np.testing.assert_array_equal(process.toward_lr(a, b, 1.0), b)
-
-
-def test_the_skip_is_the_lr_latent_in_proportion_to_the_shift():
-    x0, x_lr = np.random.default_rng(4).standard_normal((2, 3, 2, 2, 1))
-    eta = jnp.array([0.0, 0.5, 1.0])[:, None, None, None]
-    # Without noise, at alpha 1, the network's own prediction is x.
-    published = process.data_prediction(x0, x_lr, x_lr, 1.0, 0.0, eta, 0.0)
-    np.testing.assert_array_equal(published, x0)
-    out = process.data_prediction(x0, x_lr, x_lr, 1.0, 0.0, eta, 0.8)
-    np.testing.assert_array_equal(out[0], x0[0])  # nothing at the end, or without a shift
-    np.testing.assert_allclose(out[1], 0.6 * x0[1] + 0.4 * x_lr[1], rtol=1e-12)
-    np.testing.assert_allclose(out[2], 0.2 * x0[2] + 0.8 * x_lr[2], rtol=1e-12)

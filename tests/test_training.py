@@ -9,8 +9,7 @@ import pytest
 from helpers.models import tiny_model
 from helpers.small import SMALL, STAGES, make_batch, make_config
 
-from dossr_jax import parallel, training, weights
-from dossr_jax import restore as restore_module
+from dossr_jax import method, parallel, training, weights
 from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion import process
@@ -23,6 +22,7 @@ from dossr_jax.training.initialize import make_model
 from dossr_jax.training.samples import Draw, Inputs, draw_normal
 from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
 from dossr_jax.training.stages.additions import Additions, coarse_error
+from dossr_jax.training.stages.base import pre_restore_crops
 from dossr_jax.training.stages.dossr import predict_x0
 from dossr_jax.training.stages.linear_code import start_from_linear_code
 from dossr_jax.training.stages.refiner import sharpen_images
@@ -181,7 +181,7 @@ def test_extra_losses_add_to_the_published_one(stage):
     got, _ = more.stage.loss(model, inputs, None)
     assert (got > published).all()
     if stage == "rrdb":
-        error = inputs.hr - sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        error = inputs.hr - pre_restore_crops(model, inputs)
         want = published + coarse_error(error, (1.0, 2.0))
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -200,8 +200,9 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     rng = np.random.default_rng(0)
     pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
     x_lr, latents = (model.latents(model.encode(jnp.asarray(i))[0]) for i in (pre, other))
-    np.testing.assert_allclose(sampling.decode_images(model, x_lr, x_lr, pre), pre, atol=1e-6)
-    got = sampling.decode_images(model, latents, x_lr, pre) - pre
+    _, image = method.decode_latents(model, x_lr, x_lr, pre, "residual")
+    np.testing.assert_allclose(image, pre, atol=1e-6)
+    got = method.decode_latents(model, latents, x_lr, pre, "residual")[1] - pre
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
 
 
@@ -220,7 +221,7 @@ def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
         np.testing.assert_array_equal(value, joined.state.frozen[name])
     lr = np.random.default_rng(0).random((1, 4, 6, 3)).astype(np.float32)
     pre, image = np.random.default_rng(1).random((2, 1, 16, 24, 3)).astype(np.float32)
-    unclipped = sampling.pre_restore(model, jnp.asarray(lr), (16, 24))
+    unclipped = model.pre_restore(jnp.asarray(lr), (16, 24), clip=False)
     for detail in (0.5, 1.0):
         want = unclipped + detail * (image - pre)
         np.testing.assert_allclose(model.refiner(lr, pre, image, detail), want, atol=1e-6)
@@ -243,7 +244,7 @@ def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
 
 
 def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
-    """Same pre-restored image, latents and colour fix: without noise, pixel for pixel."""
+    """Training's samples are those of the command: without noise, pixel for pixel."""
     sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5, detail=0.7)
     config = dataclasses.replace(SMALL, sampler=sampler)
     model = tiny_model(config=config)
@@ -251,18 +252,16 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     shown = jax.random.uniform(jax.random.key(1), (1, 12, 12, 3))
     lr = jnp.round(255 * shown)
     monkeypatch.setattr(
-        sampling, "draw_normal", lambda keys, _, shape: jnp.zeros((len(keys), *shape))
-    )
-    monkeypatch.setattr(
-        restore_module, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
+        method, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
     )
     inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
-    restored = sampling.sample_images(model, inputs)
-    refined = sampling.refine_images(model, inputs.lr, restored, 0.7)
+    refined, unrefined = (
+        sampling.sample_images(model, inputs, refine=refine).result for refine in (True, False)
+    )
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
     assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255
-    assert np.abs(restored.fixed - refined).max() > 0.05
+    assert np.abs(unrefined - refined).max() > 0.05
 
 
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():
@@ -278,7 +277,7 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
     got, _ = config.stage.loss(model, inputs, t)
 
     x0 = latent.encode_hr(model, inputs)
-    _, hint = model.encode(sampling.pre_restore(model, inputs.lr, inputs.hr.shape[1:3]))
+    _, hint = model.encode(pre_restore_crops(model, inputs))
     eps = draw_normal(inputs.keys, Draw.NOISE, x0.shape[1:])
     schedule = make_schedule(config.model.process)
     alpha, sigma = (

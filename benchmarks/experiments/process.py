@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from dossr_jax.config import SamplerConfig
-from dossr_jax.diffusion.process import data_prediction
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import cast, make_table, sample
+from dossr_jax.diffusion.solver import make_table
 from dossr_jax.evaluate import score
-from dossr_jax.image import batch_position_noise, pixels_to_uint8
+from dossr_jax.image import pixels_to_uint8
+from dossr_jax.method import Controls, KeyNoise, restore_images
 from dossr_jax.restore import UPSCALE
 from experiments import draw
 from experiments.bench import Bench, Variant
@@ -57,25 +57,26 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
     @jax.jit
     def run(state: nnx.State, lr: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, state)
-        moments, hint = model.encode(model.pre_restore(lr))
-        keys = jax.random.key(0)[None]
-
-        def noise(draw: jax.Array | int) -> jax.Array:
-            folded = jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys)
-            return batch_position_noise(folded, *x_lr.shape[1:])
-
-        x_lr = model.latents(moments)
-        hint, context = model.latents(hint), model.context[...][None]
-
-        def denoise(x, point):
-            t = jnp.broadcast_to(point.t, x.shape[:1])
-            eps = model.predict_noise(x, t, context, hint)
-            levels = point.alpha, point.sigma, point.eta
-            return data_prediction(x, eps, x_lr, *levels, model.config.process.lr_skip)
-
-        table32 = cast(table, np.float32)
-        _, kept = sample(denoise, x_lr, table32, noise(0), lambda i: noise(1 + i), keep_path=True)
-        alpha = table32.alpha[:, None, None, None]
+        kept = restore_images(
+            model,
+            lr,
+            model.pre_restore(lr),
+            jnp.array([lr.shape[1:3]], jnp.int32),
+            table=table,
+            controls=Controls(
+                context=model.context[...],
+                negative_context=model.negative_context[...],
+                cfg_scale=1.0,
+                strength=1.0,
+                fidelity=0.0,
+                detail=1.0,
+            ),
+            noise=KeyNoise(jax.random.key(0)[None]),
+            fix="none",
+            refine=False,
+            keep_path=True,
+        ).path
+        alpha = jnp.asarray(table.rows.alpha, jnp.float32)[:, None, None, None]
         decoded = [
             pixels_to_uint8(model.decode(a[:, 0])) for a in (kept.x / alpha[:, None], kept.x0)
         ]
@@ -91,11 +92,11 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
         scores[source] = [[score(p, hr, bench.names) for p in way] for way in pictures[source]]
     rows = [
         {
-            "label": f"t = {table.t[i]:g}",
-            "x": float(table.t[i]),
-            "eta": float(table.eta[i]),
-            "alpha": float(table.alpha[i]),
-            "sigma": float(table.sigma[i]),
+            "label": f"t = {table.rows.t[i]:g}",
+            "x": float(table.rows.t[i]),
+            "eta": float(table.rows.eta[i]),
+            "alpha": float(table.rows.alpha[i]),
+            "sigma": float(table.rows.sigma[i]),
             "state": {source: states[i] for source, (states, _) in scores.items()},
             "mean": {source: predictions[i] for source, (_, predictions) in scores.items()},
         }

@@ -304,7 +304,7 @@ class Runner:
 
     def _levels(self, t: Array) -> tuple[Array, Array, Array]:
         tables = (self.table.alpha, self.table.sigma, self.table.eta)
-        return tuple(process.gather(jax.device_put(a.astype(self.dtype)), t) for a in tables)
+        return tuple(process.take_levels(jax.device_put(a.astype(self.dtype)), t) for a in tables)
 
     def _training_pass(self) -> dict[str, Any]:
         """Forward process, prediction, loss and ControlNet gradients of the stored batch."""

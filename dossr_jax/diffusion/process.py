@@ -1,7 +1,7 @@
 """Forward process, conversions between eps and x0, training loss, guidance: pure jnp.
 
-Levels arrive as arrays that broadcast over the NHWC latent; `gather` makes them from tables and
-times. Source: DoSSR, arXiv 2409.17778, section 3.
+Levels arrive as arrays that broadcast over the NHWC latent; `take_levels` makes them from tables
+and times. Source: DoSSR, arXiv 2409.17778, section 3.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-def gather(table: jax.Array, t: jax.Array) -> jax.Array:
+def take_levels(table: jax.Array, t: jax.Array) -> jax.Array:
     """Rows of a schedule table at integer times `t` (b,), ready to broadcast over NHWC.
 
     A table (T,) gives (b, 1, 1, 1); a table (T, 1 or b, h, w, c), an eta that varies over the
@@ -47,29 +47,8 @@ def x0_to_eps(x: jax.Array, x0: jax.Array, alpha: jax.Array, sigma: jax.Array) -
     return (x - alpha * x0) / sigma
 
 
-def data_prediction(
-    x: jax.Array,
-    eps: jax.Array,
-    x_lr: jax.Array,
-    alpha: jax.Array,
-    sigma: jax.Array,
-    eta: jax.Array | float,
-    lr_skip: jax.Array | float,
-) -> jax.Array:
-    """D at x of the network's output `eps`: `lr_skip` eta of it is x_lr, the rest the network's x0.
-
-    `lr_skip` 0 is the published prediction. Where the process is centred on x_lr, a network has to
-    return x_lr and all noise to the number before it can better it; a skip connection spares it
-    that, as the preconditioning of EDM (arXiv 2206.00364, section 5) does with x.
-
-    Args:
-      x, eps, x_lr: (b, h, w, z). alpha, sigma, eta: scalars, or (b, 1, 1, 1).
-    """
-    return toward_lr(eps_to_x0(x, eps, alpha, sigma), x_lr, lr_skip * eta)
-
-
 def training_loss(x0: jax.Array, prediction: jax.Array, *, per_sample: bool = False) -> jax.Array:
-    """Mean |x0 - D| of the data prediction D: scalar, or (b,) a sample."""
+    """Mean |x0 - D| of the data prediction D: scalar, or (b,) per sample."""
     error = jnp.abs(x0 - prediction)
     return error.mean(axis=tuple(range(1, error.ndim)) if per_sample else None)
 

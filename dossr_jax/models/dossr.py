@@ -46,13 +46,17 @@ class DoSSR(nnx.Module):
         self.context = nnx.Param(jnp.zeros(shape, param_dtype))
         self.negative_context = nnx.Param(jnp.zeros(shape, param_dtype))
 
-    def pre_restore(self, lr: Array) -> Array:
-        """Low-resolution image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3) in [0, 1].
+    def pre_restore(
+        self, lr: Array, size: tuple[int, int] | None = None, *, clip: bool = True
+    ) -> Array:
+        """LR image (b, h, w, 3) in [0, 1] -> pre-restored image (b, *size, 3), by default 4h x 4w.
 
-        A pre-restorer that enlarges less than four times is followed by bicubic enlargement.
+        Where the pre-restorer makes fewer pixels, bicubic enlargement follows. Restoration clips to
+        [0, 1], training does not.
         """
         height, width = lr.shape[1:3]
-        return jnp.clip(enlarge(self.rrdb(lr), (UPSCALE * height, UPSCALE * width)), 0, 1)
+        image = enlarge(self.rrdb(lr), size or (UPSCALE * height, UPSCALE * width))
+        return jnp.clip(image, 0, 1) if clip else image
 
     def encode(self, image: Array) -> tuple[Array, Array]:
         """Posterior moments of an image in [0, 1], and those that give the hint.

@@ -6,9 +6,7 @@ parameters. Norm statistics are taken in float32 at least, in float64 when compu
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import jax
@@ -17,22 +15,6 @@ from flax import nnx
 from jax import Array
 
 Dtype = Any
-
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-
-
-@contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Trace for another platform ("tpu", "gpu", "cpu") than the one at hand, ahead of time."""
-    token = _platform.set(platform)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
-
-
-def _target() -> str:
-    return _platform.get() or jax.default_backend()
 
 
 class Factory:
@@ -84,10 +66,14 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
     Returns:
       (b, n, heads, d) in the dtype of q.
     """
-    if q.dtype == jnp.float64 or _target() == "cpu":
-        return _plain_attention(q, k, v, causal=causal)
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=causal, implementation=_attention_implementation(q, k)
+    plain = functools.partial(_plain_attention, causal=causal)
+    if q.dtype == jnp.float64:
+        return plain(q, k, v)
+    library = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    # The platform that the program is compiled for decides, not the one at hand while tracing.
+    cudnn = "cudnn" if _suits_cudnn(q, k) and _finds_cudnn() else None
+    return jax.lax.platform_dependent(
+        q, k, v, cpu=plain, cuda=functools.partial(library, implementation=cudnn), default=library
     )
 
 
@@ -126,17 +112,23 @@ def _plain_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
     return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
-def _attention_implementation(q: Array, k: Array) -> str | None:
-    # cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8 and even lengths.
-    fits = (
-        _target() == "gpu"
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] <= 128
-        and q.shape[-1] % 8 == 0
-        and q.shape[1] % 2 == 0
-        and k.shape[1] % 2 == 0
-    )
-    return "cudnn" if fits else None
+def _suits_cudnn(q: Array, k: Array) -> bool:
+    """cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8, and even lengths."""
+    heads = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    return heads and q.shape[1] % 2 == k.shape[1] % 2 == 0
+
+
+@functools.cache
+def _finds_cudnn() -> bool:
+    """Whether this installation can trace cuDNN's kernel; one for CPUs alone cannot."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(
+            functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x
+        )
+    except RuntimeError:
+        return False
+    return True
 
 
 def nearest_x2(x: Array) -> Array:

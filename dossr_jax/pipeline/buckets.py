@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from dossr_jax.config import DoSSRConfig
+from dossr_jax.errors import UserError
+from dossr_jax.image import pad_to
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import plan_tiles
 
@@ -29,12 +33,21 @@ class Canvas:
     tiled: bool
 
 
+class Batch(NamedTuple):
+    """Arguments of dossr_jax.restore.restore by name; surplus canvases repeat the last image."""
+
+    lr: np.ndarray
+    size: np.ndarray
+    tiles: np.ndarray
+    count: np.int32
+
+
 @dataclasses.dataclass(frozen=True)
 class Buckets:
     """All shape classes of a model.
 
     Attributes:
-      unit: pixels of the fourfold image a latent position spans.
+      unit: pixels of the fourfold image per latent position.
       align: canvases, tiles and their corners are multiples of it, as the UNet needs.
       tile: side of a tile in units; None runs every canvas whole.
     """
@@ -44,20 +57,57 @@ class Buckets:
     tile: int | None
 
     @classmethod
+    def of_model(cls, config: DoSSRConfig, tile: int) -> Buckets:
+        """Shape classes of a model; `tile` as in :meth:`of_pixels`.
+
+        Raises:
+          UserError: the model's networks do not fit together.
+        """
+        unit, align, fold = config.vae.downscale, config.unet.downscale, config.rrdb.fold
+        # Canvases and tiles are multiples of `align` units, and of the pixels in them.
+        if unit % UPSCALE or align * unit // UPSCALE % fold:
+            raise UserError(
+                f"networks that do not fit together: blocks of {align} x {unit} pixels in the "
+                f"fourfold image, {fold} at once in the pre-restorer; use another pre-restorer"
+            )
+        return cls.of_pixels(unit, align, tile)
+
+    @classmethod
     def of_pixels(cls, unit: int, align: int, tile: int) -> Buckets:
         """`tile` in pixels of the fourfold image, rounded up to what is possible; 0 is none."""
-        units = _round_up(-(-tile // unit), align)
+        units = round_up(-(-tile // unit), align)
         return cls(unit, align, max(units, 2 * align) if tile else None)
+
+    def tiling(self, canvas: Canvas) -> dict[str, int | None]:
+        """The geometry of a class in dossr_jax.restore.Layout."""
+        tile = self.tile if canvas.tiled else None
+        return {"tile": tile, "overlap": self.overlap, "margin": self.overlap // 4}
 
     @property
     def overlap(self) -> int:
         """Units that neighbouring tiles share at least: a quarter of a tile."""
-        return 0 if self.tile is None else _round_up(self.tile // 4, self.align)
+        return 0 if self.tile is None else round_up(self.tile // 4, self.align)
 
     @property
     def unit_px(self) -> int:
-        """Pixels of the input a unit spans."""
+        """Pixels of the input per unit."""
         return self.unit // UPSCALE
+
+    def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], devices: int) -> Batch:
+        """Images uint8 (h, w, 3) of one class, no more than its capacity, on their canvases."""
+        # Batches come in powers of two, so that few sizes are compiled.
+        places = 1 << (len(images) - 1).bit_length()
+        if not canvas.tiled:
+            places = round_up(places, devices)
+        filled = [*images, *[images[-1]] * (places - len(images))]
+        sides = canvas.height * self.unit_px, canvas.width * self.unit_px
+        tiles, count = self.tiles(canvas, [image.shape[:2] for image in images], places)
+        return Batch(
+            lr=np.stack([pad_to(image, *sides) for image in filled]),
+            size=np.array([image.shape[:2] for image in filled], np.int32),
+            tiles=tiles,
+            count=np.int32(count),
+        )
 
     def canvas(self, height: int, width: int) -> Canvas:
         """The smallest class that holds an image."""
@@ -99,20 +149,21 @@ class Buckets:
 
     def _units(self, height: int, width: int) -> tuple[int, int]:
         """Sides of an image in units, aligned."""
-        return tuple(_round_up(-(-side // self.unit_px), self.align) for side in (height, width))
+        return tuple(round_up(-(-side // self.unit_px), self.align) for side in (height, width))
 
     def _corners(self, height: int, width: int) -> np.ndarray:
         return plan_tiles(height, width, self.tile, self.overlap, self.align)
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple
 
 
 def _grow(side: int, align: int, least: int) -> int:
     """Smallest of least x 1, 1.5, 2, 3, 4, 6, 8, ... (rounded up to `align`) that holds `side`."""
     bucket, half = least, True
-    while _round_up(bucket, align) < side:
+    while round_up(bucket, align) < side:
         bucket = bucket * 3 // 2 if half else bucket * 4 // 3
         half = not half
-    return _round_up(bucket, align)
+    return round_up(bucket, align)

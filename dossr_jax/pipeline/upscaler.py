@@ -22,12 +22,12 @@ from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
 from dossr_jax.errors import UserError
-from dossr_jax.image import pad_to
+from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.pipeline.buckets import Buckets, Canvas
+from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.settings import Settings, make_settings
-from dossr_jax.restore import Knobs, Layout, Stages, restore
+from dossr_jax.restore import Images, Layout, restore
 
 DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
@@ -77,10 +77,10 @@ class _Job:
                 )
         return None
 
-    def finish(self, stages: Stages, scale: float, seconds: float) -> Restored:
-        """The result: stages of the canvas cut to the image, the last of them at `scale`."""
+    def finish(self, images: Images, scale: float, seconds: float) -> Restored:
+        """The result: images of the canvas cut to this image, the last of them at `scale`."""
         height, width = self.image.shape[:2]
-        pre, decoded, result = (s[: UPSCALE * height, : UPSCALE * width] for s in stages)
+        pre, decoded, result = (s[: UPSCALE * height, : UPSCALE * width] for s in images)
         image = image_io.resample(result, *image_io.output_size(height, width, scale))
         return Restored(image, pre, decoded, seconds)
 
@@ -112,15 +112,7 @@ class Upscaler:
         if tile < 0:
             raise UserError(f"tile {tile} is negative; give a side in pixels, or 0 for no tiling")
         self.config = model.config
-        unit, align = self.config.vae.downscale, self.config.unet.downscale
-        fold = self.config.rrdb.fold
-        # Canvases and tiles are multiples of `align` units, and of the pixels in them.
-        if unit % UPSCALE or align * unit // UPSCALE % fold:
-            raise UserError(
-                f"networks that do not fit together: blocks of {align} x {unit} pixels in the "
-                f"fourfold image, {fold} at once in the pre-restorer; use another pre-restorer"
-            )
-        self._buckets = Buckets.of_pixels(unit, align, tile)
+        self._buckets = Buckets.of_model(self.config, tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
         self._text = model.text
         self._contexts = {
@@ -231,7 +223,7 @@ class Upscaler:
         Raises:
           UserError: settings that this model or these images cannot have.
         """
-        knobs, table = self._knobs(settings), self._table(settings)
+        controls, table = self._controls(settings), self._table(settings)
         waiting: dict[Canvas, list[_Job]] = {}
         for index, (name, image) in enumerate(images):
             job = _Job(name, image, settings.seed_of(index))
@@ -243,9 +235,9 @@ class Upscaler:
             jobs = waiting.setdefault(canvas, [])
             jobs.append(job)
             if len(jobs) == self._buckets.capacity(canvas, settings.batch_size):
-                yield from self._run(canvas, waiting.pop(canvas), settings, knobs, table)
+                yield from self._run(canvas, waiting.pop(canvas), settings, controls, table)
         for canvas, jobs in waiting.items():
-            yield from self._run(canvas, jobs, settings, knobs, table)
+            yield from self._run(canvas, jobs, settings, controls, table)
 
     def _run(
         self, canvas: Canvas, jobs: Sequence[_Job], *options: Any
@@ -267,26 +259,17 @@ class Upscaler:
         canvas: Canvas,
         jobs: Sequence[_Job],
         settings: Settings,
-        knobs: Knobs,
+        controls: Controls,
         table: SolverTable,
     ) -> list[tuple[Hashable, Restored]]:
         """Restore a batch: images of one class, no more than its capacity."""
         begin = time.perf_counter()
-        # Batches come in powers of two, so that a rest does not bring a program of its own.
-        places = 1 << (len(jobs) - 1).bit_length()
-        if not canvas.tiled:
-            places = _round_up(places, self._devices)
-        px = self._buckets.unit_px
-        padded = [*jobs, *[jobs[-1]] * (places - len(jobs))]
-        lr = np.stack([pad_to(j.image, canvas.height * px, canvas.width * px) for j in padded])
-        size = np.array([j.image.shape[:2] for j in padded], np.int32)
-        keys = jax.vmap(jax.random.key)(np.array([j.seed for j in padded], np.uint32))
-        tiles, count = self._buckets.tiles(canvas, [j.image.shape[:2] for j in jobs], places)
+        batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
+        seeds = [job.seed for job in jobs] + [0] * (len(batch.lr) - len(jobs))
+        noise = KeyNoise(jax.vmap(jax.random.key)(np.array(seeds, np.uint32)))
         layout = Layout(
-            tile=self._buckets.tile if canvas.tiled else None,
-            overlap=self._buckets.overlap,
-            margin=self._buckets.overlap // 4,
-            tile_batch=_round_up(settings.batch_size, self._devices),
+            **self._buckets.tiling(canvas),
+            tile_batch=round_up(settings.batch_size, self._devices),
             color_fix=settings.sampler.color_fix,
             guided=settings.cfg_scale != 1.0,
             truncate=settings.truncate,
@@ -296,17 +279,17 @@ class Upscaler:
         )
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.
         place = self._everywhere if canvas.tiled else self._split
-        lr, size, keys = jax.device_put((lr, size, keys), place)
-        tiles, count, table, knobs = jax.device_put(
-            (tiles, np.int32(count), table, knobs), self._everywhere
+        lr, size, noise = jax.device_put((batch.lr, batch.size, noise), place)
+        tiles, count, table, controls = jax.device_put(
+            (batch.tiles, batch.count, table, controls), self._everywhere
         )
-        stages = restore(
-            self._graphdef, layout, self._state, lr, size, tiles, count, keys, table, knobs
+        restored = restore(
+            self._graphdef, layout, self._state, lr, size, tiles, count, noise, table, controls
         )
-        stages = Stages(*(np.asarray(s) for s in stages))
+        images = [np.asarray(image) for image in restored]
         seconds = (time.perf_counter() - begin) / len(jobs)
         return [
-            (job.id, job.finish(Stages(*(s[i] for s in stages)), settings.scale, seconds))
+            (job.id, job.finish(Images(*(image[i] for image in images)), settings.scale, seconds))
             for i, job in enumerate(jobs)
         ]
 
@@ -314,18 +297,18 @@ class Upscaler:
         table = make_table(self._schedule, settings.sampler)
         return cast(pad_table(table, MAX_STEPS), np.float32)
 
-    def _knobs(self, settings: Settings) -> Knobs:
-        prompt, negative = settings.prompt, settings.negative_prompt
-        return Knobs(
-            context=self._context(self.config.prompt if prompt is None else prompt),
-            negative=self._context(self.config.negative_prompt if negative is None else negative),
+    def _controls(self, settings: Settings) -> Controls:
+        return Controls(
+            context=self._context(settings.prompt, self.config.prompt),
+            negative_context=self._context(settings.negative_prompt, self.config.negative_prompt),
             cfg_scale=np.float32(settings.cfg_scale),
             strength=np.float32(settings.strength),
             fidelity=np.float32(settings.sampler.fidelity),
             detail=np.float32(settings.sampler.detail),
         )
 
-    def _context(self, prompt: str) -> jax.Array:
+    def _context(self, prompt: str | None, stored: str) -> jax.Array:
+        prompt = stored if prompt is None else prompt
         if prompt not in self._contexts:
             if self._text is None:
                 known = " and ".join(repr(p) for p in self._contexts)
@@ -369,7 +352,3 @@ def _locate(name_or_path: str | Path) -> Path:
             f"{path}: no such model; give a file, an Orbax folder or one of {', '.join(BUILT_IN)}"
         )
     return path
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

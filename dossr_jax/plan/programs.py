@@ -20,11 +20,11 @@ from dossr_jax.config import MAX_STEPS, DoSSRConfig, TrainConfig
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import cast, make_table, pad_table
 from dossr_jax.errors import UserError
+from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.layers import compiling_for
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES
-from dossr_jax.restore import Knobs, Layout, restore
+from dossr_jax.restore import Layout, restore
 from dossr_jax.training import abstract_run, make_train_step
 
 
@@ -88,13 +88,13 @@ def sample_flops(config: TrainConfig) -> float:
         optimizer=dataclasses.replace(config.optimizer, microbatches=1),
         parallel=dataclasses.replace(config.parallel, fsdp=1, remat="none"),
     )
-    with compiling_for("tpu"):
-        return count_flops(train_program(alone, jax.devices("cpu")[:1]).trace())
+    return count_flops(train_program(alone, jax.devices("cpu")[:1]).trace(), "tpu")
 
 
-def count_flops(traced: Any) -> float:
-    """Operations of a traced function as written, before XLA's optimisations."""
-    return costs(traced.lower().cost_analysis())[0] or 0.0
+def count_flops(traced: Any, platform: str) -> float:
+    """Operations of a traced function as written for a platform, before XLA's optimisations."""
+    lowered = traced.lower(lowering_platforms=(platform,))
+    return costs(lowered.cost_analysis())[0] or 0.0
 
 
 def costs(analysis: Any) -> tuple[float | None, float | None]:
@@ -135,23 +135,20 @@ def restore_program(
     table = cast(pad_table(table, MAX_STEPS), np.float32)
     side = size // UPSCALE
     keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))
-    knobs = Knobs(abstract.context, abstract.negative_context, *[np.float32(0)] * 4)
-    layout = Layout(
-        tile=None,
-        overlap=0,
-        margin=0,
-        tile_batch=images,
-        color_fix=sampler.color_fix,
-        guided=False,
+    controls = Controls(
+        context=abstract.context[...],
+        negative_context=abstract.negative_context[...],
+        **dict.fromkeys(("cfg_scale", "strength", "fidelity", "detail"), np.float32(0)),
     )
+    layout = Layout(tile_batch=images, color_fix=sampler.color_fix)
     batch = {
         "lr": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
         "size": jax.ShapeDtypeStruct((images, 2), jnp.int32),
         "keys": keys,
     }
     state, batch = _placed(state, everywhere), _placed(batch, split)
-    tiles, count, table, knobs = _placed(
-        (np.zeros((0, 3), np.int32), np.int32(0), table, knobs), everywhere
+    tiles, count, table, controls = _placed(
+        (np.zeros((0, 3), np.int32), np.int32(0), table, controls), everywhere
     )
     each = images // len(devices)
     return Program(
@@ -163,11 +160,11 @@ def restore_program(
             batch["size"],
             tiles,
             count,
-            batch["keys"],
+            KeyNoise(batch["keys"]),
             table,
-            knobs,
+            controls,
         ),
-        arguments={"frozen": state, "batch": batch, "settings": (tiles, count, table, knobs)},
+        arguments={"frozen": state, "batch": batch, "settings": (tiles, count, table, controls)},
         samples=images,
         repeats=sampler.steps,
         body=lambda: _trace_evaluation(abstract, each, size // unit),

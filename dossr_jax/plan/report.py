@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from dossr_jax.models.layers import compiling_for
 from dossr_jax.plan import hlo
 from dossr_jax.plan.chips import GIB, Slice
 from dossr_jax.plan.programs import Program, costs, count_flops
@@ -95,9 +94,9 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
     """
     seconds = {}
     common = _known_before(program, target, quick) | {"seconds": seconds}
-    with compiling_for(target.platform), _timed(seconds, "trace"):
+    with _timed(seconds, "trace"):
         traced = program.trace()
-    with compiling_for(target.platform), _timed(seconds, "lower"):
+    with _timed(seconds, "lower"):
         lowered = traced.lower()
     try:
         with _timed(seconds, "compile"):
@@ -114,8 +113,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
     if program.body is None:
         flops, traffic = (n and n * program.repeats for n in (flops, traffic))
     elif flops is not None:
-        with compiling_for(target.platform):
-            once = count_flops(program.body())
+        once = count_flops(program.body(), target.platform)
         flops += (program.repeats - 1) * once
     exchanged = hlo.collectives(compiled.as_text(), len(target.devices))
     stats = compiled.memory_analysis()

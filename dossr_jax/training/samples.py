@@ -21,10 +21,8 @@ class Draw(enum.IntEnum):
     NOISE = 2
     PROMPT = 3
     POSTERIOR = 4
-    SAMPLED_POSTERIOR = 16
-    SAMPLED_START = 17
-    SAMPLED_STEP = 18
-    SHOW = 19
+    SAMPLING = 5
+    SHOW = 6
 
 
 class Inputs(NamedTuple):

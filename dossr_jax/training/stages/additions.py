@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from pydantic import Field
 
-from dossr_jax import metrics
+from dossr_jax import method, metrics
 from dossr_jax.config import ConfigError, TrainConfig, configuration
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.samples import Draw, fold
-from dossr_jax.training.sampling import decode_images
 from dossr_jax.training.stages.base import mean_of
 
 CoarseWeights = tuple[Annotated[float, Field(ge=0)], ...]
@@ -66,7 +65,8 @@ class Additions:
         """Sum (b,) of the additional losses of a data prediction; `hr`, `pre` (b, h, w, 3)."""
         total = coarse_error(x0 - prediction, self.coarse_weights)
         if self.image_weight or self.ssim_weight:
-            image = decode_images(model, prediction, x_lr, jnp.clip(pre, 0, 1)).astype(jnp.float32)
+            fix = model.config.sampler.color_fix
+            _, image = method.decode_latents(model, prediction, x_lr, jnp.clip(pre, 0, 1), fix)
             total += self.image_weight * mean_of(jnp.abs(hr - image))
             if self.ssim_weight:
                 total += self.ssim_weight * dissimilarity(image, hr)

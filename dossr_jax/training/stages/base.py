@@ -78,6 +78,12 @@ class Stage(StageConfig, abc.ABC):
         """Complete a trained model before it is exported, given HR crops uint8."""
 
 
+def pre_restore_crops(model: DoSSR, inputs: Inputs) -> Array:
+    """Pre-restored images (b, h, w, 3) of the HR crops' size, not clipped, as published."""
+    _, height, width, _ = inputs.hr.shape
+    return model.pre_restore(inputs.lr, (height, width), clip=False)
+
+
 def mean_of(x: Array) -> Array:
     """Mean over all but the first axis, in float32."""
     return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim)))

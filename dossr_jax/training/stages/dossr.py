@@ -10,15 +10,17 @@ import numpy as np
 from jax import Array
 from pydantic import Field
 
+from dossr_jax import method
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.diffusion.solver import Point
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.samples import Draw, Inputs, draw_normal
-from dossr_jax.training.sampling import pre_restore, sample_images
+from dossr_jax.training.sampling import sample_images
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.additions import Additions
-from dossr_jax.training.stages.base import Metrics, Read, Stage, mean_of
+from dossr_jax.training.stages.base import Metrics, Read, Stage, mean_of, pre_restore_crops
 
 _DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 
@@ -72,7 +74,7 @@ class DoSSRStage(Stage):
         """
         schedule = make_schedule(model.config.process)
         x0 = latent.encode_hr(model, inputs)
-        pre = pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        pre = pre_restore_crops(model, inputs)
         x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in model.encode(pre))
         if t is None:
             t = latent.draw_times(inputs.keys, *self.time_range(schedule))
@@ -89,7 +91,7 @@ class DoSSRStage(Stage):
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the model's own sampler makes, before the colour fix."""
-        return inputs.lr, sample_images(model, inputs).decoded
+        return inputs.lr, sample_images(model, inputs, refine=False).decoded
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
@@ -114,7 +116,7 @@ def predict_x0(
     alpha, sigma, eta = latent.take_levels(make_schedule(model.config.process), t)
     x = process.q_sample(x0, x_lr, alpha, sigma, eta, eps)
     out = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-    return process.data_prediction(x, out, x_lr, alpha, sigma, eta, model.config.process.lr_skip)
+    return method.predict_x0(model, x, out, x_lr, Point(t, alpha, sigma, eta))
 
 
 def copy_unet_to_control(read: Read) -> Read:

@@ -41,7 +41,7 @@ def encode_hr(model: DoSSR, inputs: Inputs) -> Array:
 def take_levels(schedule: Schedule, t: Array) -> tuple[Array, Array, Array]:
     """alpha, sigma, eta at times t (b,), each (b, 1, 1, 1)."""
     alpha, sigma, eta = (
-        process.gather(jnp.asarray(table, jnp.float32), t)
+        process.take_levels(jnp.asarray(table, jnp.float32), t)
         for table in (schedule.alpha, schedule.sigma, schedule.eta)
     )
     return alpha, sigma, eta

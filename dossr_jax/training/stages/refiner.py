@@ -19,7 +19,7 @@ from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.training.samples import Inputs
-from dossr_jax.training.sampling import refine_images, sample_images
+from dossr_jax.training.sampling import sample_images
 from dossr_jax.training.stages.additions import (
     CoarseWeights,
     check_coarse,
@@ -67,7 +67,8 @@ class RefinerStage(Stage):
         that is not asked for the coarse ones spends them on the fine (docs/mini-notes.md).
         """
         hr = sharpen_images(inputs.hr, self.sharpen) if self.sharpen else inputs.hr
-        pre, _, fixed = jax.lax.stop_gradient(sample_images(model, inputs))
+        unrefined = jax.lax.stop_gradient(sample_images(model, inputs, refine=False))
+        pre, fixed = unrefined.pre_restored, unrefined.result
         out = model.refiner(inputs.lr, pre, fixed, _DETAIL).astype(jnp.float32)
         loss = mean_of(jnp.abs(hr - out)) + coarse_error(hr - out, self.coarse_weights)
         if self.ssim_weight:
@@ -76,8 +77,7 @@ class RefinerStage(Stage):
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the model's own sampler makes, after colour fix and refiner."""
-        detail = model.config.sampler.detail
-        return inputs.lr, refine_images(model, inputs.lr, sample_images(model, inputs), detail)
+        return inputs.lr, sample_images(model, inputs, refine=True).result
 
     def starting_config(self, config: DoSSRConfig) -> DoSSRConfig:
         return dataclasses.replace(config, refiner=False)

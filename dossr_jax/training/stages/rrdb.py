@@ -10,9 +10,8 @@ from jax import Array
 from dossr_jax.config import TrainConfig, configuration
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.samples import Inputs
-from dossr_jax.training.sampling import pre_restore
 from dossr_jax.training.stages.additions import CoarseWeights, check_coarse, coarse_error
-from dossr_jax.training.stages.base import Metrics, Stage, mean_of, psnr
+from dossr_jax.training.stages.base import Metrics, Stage, mean_of, pre_restore_crops, psnr
 
 
 @configuration
@@ -30,10 +29,10 @@ class RRDBStage(Stage):
 
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Mean |HR - RRDB(LR)|."""
-        out = pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        out = pre_restore_crops(model, inputs)
         error = inputs.hr - out.astype(jnp.float32)
         loss = mean_of(jnp.abs(error)) + coarse_error(error, self.coarse_weights)
         return loss, {"psnr": psnr(out, inputs.hr)}
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-        return inputs.lr, pre_restore(model, inputs.lr, inputs.hr.shape[1:3])
+        return inputs.lr, pre_restore_crops(model, inputs)

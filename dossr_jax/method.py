@@ -1,0 +1,260 @@
+"""The published method as pure functions of a model.
+
+An LR image becomes the pre-restored image, that the condition (the LR latent and the ControlNet's
+hint); a sampler runs the denoiser; the result is decoded and its colours are fixed. Restoration,
+training, planning and the cross-check all call these functions and add only what is theirs: tiles
+and shards (`apply`), losses, stored noise. Source: DoSSR, arXiv 2409.17778.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from dossr_jax.config.sampler import ColorFix
+from dossr_jax.diffusion import process, solver
+from dossr_jax.image import batch_position_noise, color_fix
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.refinement import refine_images
+
+Image = Float[Array, "b h w c"]
+Latent = Float[Array, "b lh lw z"]
+Sizes = Int[Array, "b 2"]
+
+
+class Apply(Protocol):
+    """Runs a network over canvases: (fn, inputs, pixels per latent position of each input and of
+    the output, output channels) -> output, float32 at least."""
+
+    def __call__(
+        self,
+        fn: Callable[..., Array],
+        inputs: Sequence[Array],
+        in_px: Sequence[int],
+        out_px: int,
+        channels: int,
+    ) -> Array: ...
+
+
+def whole(
+    fn: Callable[..., Array],
+    inputs: Sequence[Array],
+    in_px: Sequence[int],
+    out_px: int,
+    channels: int,
+) -> Array:
+    """The canvases at once."""
+    out = fn(*inputs)
+    return out.astype(jnp.promote_types(out.dtype, jnp.float32))
+
+
+# --- noise --------------------------------------------------------------------------------------
+
+
+class Draw(enum.IntEnum):
+    """Purposes of an image's random draws, folded into its key."""
+
+    POSTERIOR = 0
+    START = 1
+    FIRST_STEP = 2  # those of later steps follow
+
+
+class KeyNoise(NamedTuple):
+    """Noise of one key per image, (b,): a function of key, purpose and position alone."""
+
+    keys: Key[Array, " b"]
+
+    def initial(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Of the posterior and of the start, (b, *shape) each."""
+        # Generators compile slowly: the two draws share one.
+        folded = jnp.concatenate([self._fold(draw) for draw in (Draw.POSTERIOR, Draw.START)])
+        posterior, start = jnp.split(batch_position_noise(folded, *shape), 2)
+        return posterior, start
+
+    def step(self, i: Array, shape: tuple[int, ...]) -> Array:
+        """Of step i, (b, *shape)."""
+        return batch_position_noise(self._fold(Draw.FIRST_STEP + i), *shape)
+
+    def _fold(self, draw: Array | int) -> Array:
+        return jax.vmap(lambda key: jax.random.fold_in(key, draw))(self.keys)
+
+
+class StoredNoise(NamedTuple):
+    """Noise that was drawn elsewhere: posterior and start (b, h, w, z), steps (n, b, h, w, z)."""
+
+    posterior: Array
+    start: Array
+    steps: Array
+
+    def initial(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """As KeyNoise."""
+        return self.posterior, self.start
+
+    def step(self, i: Array, shape: tuple[int, ...]) -> Array:
+        """As KeyNoise."""
+        return self.steps[i]
+
+
+Noise = KeyNoise | StoredNoise
+
+
+# --- the method ---------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Controls:
+    """What steers sampling; all of it is traced, so that changing it compiles nothing.
+
+    context, negative_context: prompt embeddings (m, d). cfg_scale: classifier-free guidance.
+    strength: factor on the ControlNet's residuals. fidelity: from 0, free, to 1, the LR latent.
+    detail: of a refiner, see models.refiner.
+    """
+
+    context: Array
+    negative_context: Array
+    cfg_scale: Array | float
+    strength: Array | float
+    fidelity: Array | float
+    detail: Array | float
+
+
+class Condition(NamedTuple):
+    """What an LR image is to the sampler, scaled latents (b, h, w, z).
+
+    x_lr: a sample of the posterior. hint: the posterior's mode, by the hint encoder.
+    """
+
+    x_lr: Array
+    hint: Array
+
+
+class Restoration(NamedTuple):
+    """Everything on the way. Images (b, H, W, 3) float, about [0, 1]; latents (b, h, w, z).
+
+    path: every step of the solver, where it was asked for.
+    """
+
+    pre_restored: Array
+    condition: Condition
+    latents: Array
+    decoded: Array
+    result: Array
+    path: solver.Path | None
+
+
+def encode_lr(
+    model: DoSSR, pre: Image, noise_posterior: Array, *, apply: Apply = whole
+) -> Condition:
+    """The condition of pre-restored images (b, H, W, 3) in [0, 1]."""
+    z, unit = model.config.vae.z_channels, model.config.vae.downscale
+
+    def encode(image: Array) -> Array:
+        moments, hint = model.encode(image)
+        return jnp.concatenate([moments, hint[..., :z]], axis=-1)
+
+    encoded = apply(encode, [pre], [unit], 1, 3 * z)
+    moments, hint = encoded[..., : 2 * z], encoded[..., 2 * z :] * model.config.vae.scale_factor
+    return Condition(model.latents(moments, noise_posterior), hint)
+
+
+def predict_x0(model: DoSSR, x: Latent, eps: Latent, x_lr: Latent, point: solver.Point) -> Latent:
+    """Data prediction D at x, of the network's output `eps`; levels broadcast over the latent."""
+    x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
+    if skip := model.config.process.lr_skip:
+        x0 = process.toward_lr(x0, x_lr, skip * point.eta)
+    return x0
+
+
+def make_denoiser(
+    model: DoSSR,
+    condition: Condition,
+    controls: Controls,
+    *,
+    guided: bool = False,
+    apply: Apply = whole,
+) -> solver.DenoiseFn:
+    """The function (x, point) -> D that a solver calls.
+
+    `guided`: classifier-free guidance by `controls.cfg_scale`, a second UNet pass per step.
+    """
+
+    def denoise(x: Array, point: solver.Point) -> Array:
+        def predict(x: Array, hint: Array) -> Array:
+            t = jnp.broadcast_to(point.t, x.shape[:1])
+
+            def eps(context: Array) -> Array:
+                context = jnp.broadcast_to(context, (x.shape[0], *context.shape))
+                return model.predict_noise(x, t, context, hint, strength=controls.strength)
+
+            if not guided:
+                return eps(controls.context)
+            both = eps(controls.context), eps(controls.negative_context)
+            return process.guide(*both, controls.cfg_scale)
+
+        eps = apply(predict, [x, condition.hint], [1, 1], 1, x.shape[-1])
+        x0 = predict_x0(model, x, eps, condition.x_lr, point)
+        return process.toward_lr(x0, condition.x_lr, controls.fidelity)
+
+    return denoise
+
+
+def decode_latents(
+    model: DoSSR, latents: Latent, x_lr: Latent, pre: Image, fix: ColorFix, *, apply: Apply = whole
+) -> tuple[Image, Image]:
+    """Decoded images (b, H, W, 3), and the same as the colour fix is to see them.
+
+    For fix "residual" that is the pre-restored image and what the latents change in the decoding of
+    its own latents: the autoencoder's error cancels.
+    """
+    unit = model.config.vae.downscale
+    decoded = apply(model.decode, [latents], [1], unit, 3)
+    if fix != "residual":
+        return decoded, decoded
+    return decoded, pre + decoded - apply(model.decode, [x_lr], [1], unit, 3)
+
+
+def restore_images(
+    model: DoSSR,
+    lr: Image,
+    pre: Image,
+    size: Sizes,
+    *,
+    table: solver.SolverTable,
+    controls: Controls,
+    noise: Noise,
+    fix: ColorFix,
+    guided: bool = False,
+    refine: bool = True,
+    keep_path: bool = False,
+    apply: Apply = whole,
+) -> Restoration:
+    """From pre-restored images to the result.
+
+    Args:
+      lr: canvases (b, h, w, 3) in [0, 1]; only a refiner looks at them.
+      pre: pre-restored images (b, 4h, 4w, 3) in [0, 1], float32 or float64.
+      size: valid part of every LR canvas, int32 (b, 2).
+      refine: run the refiner of a model that has one.
+      keep_path: keep every step of the solver.
+    """
+    unit, z = model.config.vae.downscale, model.config.vae.z_channels
+    shape = (pre.shape[1] // unit, pre.shape[2] // unit, z)
+    noise_posterior, noise_start = noise.initial(shape)
+    condition = encode_lr(model, pre, noise_posterior, apply=apply)
+    denoise = make_denoiser(model, condition, controls, guided=guided, apply=apply)
+    run = denoise, condition.x_lr, table, noise_start, lambda i: noise.step(i, shape)
+    latents, path = solver.sample_path(*run) if keep_path else (solver.sample(*run), None)
+    decoded, image = decode_latents(model, latents, condition.x_lr, pre, fix, apply=apply)
+    result = color_fix(fix, image, pre, UPSCALE * size)
+    if refine:
+        result = refine_images(model, lr, pre, result, size, controls.detail, apply)
+    return Restoration(pre, condition, latents, decoded, result, path)
