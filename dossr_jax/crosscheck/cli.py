@@ -14,26 +14,27 @@ from pathlib import Path
 import jax
 
 from dossr_jax.crosscheck import host, report
+from dossr_jax.crosscheck.entries import HOST, TWIN, Entry, find_entries
 from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder, open_folder
 from dossr_jax.crosscheck.networks import Runner
-from dossr_jax.crosscheck.stages import HOST, Stage, find_stages
 from dossr_jax.errors import UserError
 
 DTYPES = ("float64", "float32")
 _TITLES = {
     HOST: "schedules, NumPy float64",
-    "float64": "networks, float64",
-    "float32": "networks, float32",
+    "float64": "networks and restore program, float64",
+    "float32": "networks and restore program, float32",
 }
 
 
-def check(folder: Folder, archive: Archive, dtype: str, found: Sequence[Stage]) -> list[report.Row]:
-    """Compare stages: those of the networks in "float64" or "float32", or the "host"'s.
+def check(folder: Folder, archive: Archive, dtype: str, found: Sequence[Entry]) -> list[report.Row]:
+    """Compare entries: those of the networks in "float64" or "float32", or the "host"'s.
 
     Raises:
-      UserError: an input that a stage needs is not in the folder.
+      UserError: an input that an entry needs is not in the folder.
     """
-    found = [stage for stage in found if (stage.kind == HOST) == (dtype == HOST)]
+    own = report.own_errors(find_entries(archive.arrays), archive.arrays)
+    found = [entry for entry in found if (entry.kind == HOST) == (dtype == HOST)]
     if not found:
         return []
     if dtype == HOST:
@@ -49,9 +50,9 @@ def check(folder: Folder, archive: Archive, dtype: str, found: Sequence[Stage]) 
                     f"{archive.where}: arrays do not fit the configuration or each other ({reason})"
                 ) from error
     return [
-        report.compare(s.name, s.kind, dtype, results[s.name], archive.arrays)
-        for s in found
-        if s.name in results
+        report.compare(entry, dtype, results[entry.name], archive.arrays, own)
+        for entry in found
+        if entry.name in results
     ]
 
 
@@ -65,7 +66,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dossr_jax.crosscheck",
-        description="Compare every stage with arrays that a PyTorch implementation stored.",
+        description="Compare every entry with arrays that a PyTorch implementation stored.",
         epilog="Exit status: 0 all agree, 1 some do not, 2 the folder cannot be used.",
     )
     parser.add_argument("folder", help=f"folder with {WEIGHTS}, {CONFIG} and {ARRAYS}")
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_pattern,
         default=re.compile(""),
         metavar="PATTERN",
-        help="stages whose names this regular expression finds",
+        help="entries whose names this regular expression finds",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     return parser
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = open_folder(args.folder)
         archive = Archive(folder)
-        found = [s for s in find_stages(archive.arrays) if args.only.search(s.name)]
+        found = [s for s in find_entries(archive.arrays) if args.only.search(s.name)]
         # Compiling takes most of the time, and one compilation fills one core.
         with ThreadPoolExecutor() as pool:
             for new in pool.map(lambda dtype: check(folder, archive, dtype, found), dtypes):
@@ -120,11 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_left_over(archive: Archive, rows: Sequence[report.Row]) -> None:
-    compared = {row.stage for row in rows}
+    compared = {row.entry for row in rows}
     left = [
         name
         for name in archive.arrays
-        if name.removesuffix(report.TWIN) not in compared and name not in archive.read
+        if name.removesuffix(TWIN) not in compared and name not in archive.read
     ]
     if left:
         print(f"neither compared nor an input: {', '.join(left)}")

@@ -115,6 +115,6 @@ class Archive:
     def __getitem__(self, name: str) -> np.ndarray:
         """The array as stored; UserError where there is none."""
         if name not in self.arrays:
-            raise UserError(f"{self.where}: {name} is missing, an input of stages that are there")
+            raise UserError(f"{self.where}: {name} is missing, an input of entries that are there")
         self.read.add(name)
         return self.arrays[name]

@@ -1,4 +1,4 @@
-"""Our side of the schedule stages: NumPy float64, whatever dtype the networks run in."""
+"""Our side of the schedule entries: NumPy float64, whatever dtype the networks run in."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from dossr_jax.config import ProcessConfig
+from dossr_jax.crosscheck.entries import Entry
 from dossr_jax.crosscheck.folder import Archive
-from dossr_jax.crosscheck.stages import Stage
 from dossr_jax.diffusion import schedule
 
 
 def results(
-    process: ProcessConfig, archive: Archive, stages: Sequence[Stage]
+    process: ProcessConfig, archive: Archive, entries: Sequence[Entry]
 ) -> dict[str, np.ndarray]:
-    """Results by name; a stage of which only the form is known is left out."""
+    """Results by name; a entry of which only the form is known is left out."""
     table = schedule.make_schedule(process)
     buffers = schedule.release_buffers(process)
     found = {}
-    for stage in stages:
-        fields = stage.match.groupdict()
-        match stage.form:
+    for entry in entries:
+        fields = entry.match.groupdict()
+        match entry.form:
             case "schedule":
                 value = _run_levels(table, int(fields["steps"])).get(fields["what"])
             case "eta":
@@ -33,9 +33,9 @@ def results(
             case "buffer":
                 value = buffers.get(fields["what"])
             case _:
-                raise AssertionError(stage.form)
+                raise AssertionError(entry.form)
         if value is not None:
-            found[stage.name] = value
+            found[entry.name] = value
     return found
 
 

@@ -1,4 +1,4 @@
-"""Our side of the network stages, from the production code, under the names of stored arrays."""
+"""Our side of the network entries, from the production code, under the names of stored arrays."""
 
 from __future__ import annotations
 
@@ -13,53 +13,64 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from dossr_jax import method, restore
 from dossr_jax.config import SamplerConfig
 from dossr_jax.convert.state import State, lazy, to_torch
 from dossr_jax.convert.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.crosscheck import programs
+from dossr_jax.crosscheck.entries import Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, Folder, build_model
-from dossr_jax.crosscheck.stages import Stage, find_stages
 from dossr_jax.diffusion import process, schedule, solver
 from dossr_jax.errors import UserError
 from dossr_jax.image import color_fix, pixels_to_uint8
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.unet import encoder_channels, timestep_embedding
+from dossr_jax.restore import Layout
 
 Results = dict[str, np.ndarray]
 
 
-class Run(NamedTuple):
-    """A sampler's run: guidance scale (None: off) and where its pre-restored image comes from.
+class SamplerRun(NamedTuple):
+    """A run of the restore program; `cfg` is the guidance scale, None without guidance.
 
-    That is our own ("own") or the stored one ("stored"): stored stages in float64 go on from their
-    own pre-restored image, stored samplers from the float32 one.
+    `source`: the pre-restored image is ours ("own") or the stored one ("stored"), from which stored
+    samplers start.
     """
 
     prefix: str
     order: int
     steps: int
-    cfg: float | None
-    source: str
+    cfg: float | None = None
+    source: str = "stored"
+    fidelity: float = 0.0
 
 
-def _run_of(match: re.Match[str]) -> Run:
+def _run_of(match: re.Match[str]) -> SamplerRun:
     fields = match.groupdict()
     cfg = fields.get("cfg")
-    source = "own" if "fix" in fields and "what" not in fields else "stored"
-    return Run(
+    return SamplerRun(
         fields["prefix"],
         int(fields["order"] or 3),  # the release's default
         int(fields["steps"]),
         float(cfg.replace("p", ".")) if cfg else None,
-        source,
     )
 
 
+class StoredImage(nnx.Module):
+    """Stands in for the pre-restorer: a stored image (b, 4h, 4w, 3), whatever the LR image."""
+
+    def __init__(self, image: Array):
+        self.image = nnx.Param(image)
+
+    def __call__(self, lr: Array) -> Array:
+        return self.image[...]
+
+
 class Runner:
-    """Our side in one dtype. Methods named after forms return results for the stages given.
+    """Our side in one dtype. Methods named after forms return results for the entries given.
 
     Results are laid out as stored. Every compiled program is kept, by shapes, and every result
-    that several stages share is computed once.
+    that several entries share is computed once.
     """
 
     def __init__(self, folder: Folder, archive: Archive, dtype: str):
@@ -68,22 +79,33 @@ class Runner:
         self.dtype = jnp.dtype(dtype)
         self.table = schedule.make_schedule(folder.config.process)
         self.graphdef, self.state = nnx.split(build_model(folder, self.dtype))
+        self.compiled: dict[Any, Any] = {}
+        # Compiling is most of the work. Float64 is there for what is computed, not for how fast or
+        # with which rounding; float32 is compiled as users have it.
+        quick = self.dtype == jnp.float64 and jax.default_backend() == "cpu"
+        self.compiler_options = {"xla_backend_optimization_level": 0} if quick else None
         self.longest: dict[str, int] = {}
-        for stage in find_stages(archive.arrays):
-            if stage.form in ("trajectory", "process"):
-                prefix, steps = stage.match["prefix"], int(stage.match["steps"])
+        for entry in find_entries(archive.arrays):
+            if entry.form in ("trajectory", "process"):
+                prefix, steps = entry.match["prefix"], int(entry.match["steps"])
                 self.longest[prefix] = max(steps, self.longest.get(prefix, 0))
         self.encoded = functools.cache(self._encoded)
+        self.restored = functools.cache(self._restored)
         self.solved = functools.cache(self._solved)
         self.training_pass = functools.cache(self._training_pass)
 
-    def results(self, stages: Sequence[Stage]) -> Results:
-        """Results by name; a stage of which only the form is known is left out."""
+    def results(self, entries: Sequence[Entry]) -> Results:
+        """Results by name; a entry of which only the form is known is left out."""
         found: Results = {}
-        for form in dict.fromkeys(stage.form for stage in stages):
-            compute = getattr(self, f"_{form}")
-            found |= compute([stage for stage in stages if stage.form == form])
+        for form in dict.fromkeys(entry.form for entry in entries):
+            compute = getattr(self, f"_{form}" if form != "restored" else "_restored_entries")
+            found |= compute([entry for entry in entries if entry.form == form])
         return found
+
+    @property
+    def model(self) -> DoSSR:
+        """The model, a new module of the same arrays at every call."""
+        return nnx.merge(self.graphdef, self.state)
 
     # --- inputs, programs ---------------------------------------------------------------------
 
@@ -97,16 +119,10 @@ class Runner:
 
     @functools.cached_property
     def _programs(self) -> dict[str, Callable[..., Any]]:
-        options = None
-        if self.dtype == jnp.float64 and jax.default_backend() == "cpu":
-            # Compiling is most of the work. Float64 is there for what is computed, not for how
-            # fast or with which rounding; float32 is compiled as users have it.
-            options = {"xla_backend_optimization_level": 0}
-
         def with_model(fn: Callable[..., Any]) -> Callable[..., Any]:
             return jax.jit(
                 lambda state, *args: fn(nnx.merge(self.graphdef, state), *args),
-                compiler_options=options,
+                compiler_options=self.compiler_options,
             )
 
         return {
@@ -115,9 +131,10 @@ class Runner:
             "decode": with_model(DoSSR.decode),
             "network": with_model(programs.network),
             "predict": with_model(programs.predict),
-            "solve": with_model(programs.solve),
             "gradients": with_model(programs.gradients),
-            "color_fix": jax.jit(color_fix, static_argnums=0, compiler_options=options),
+            "color_fix": jax.jit(
+                color_fix, static_argnums=0, compiler_options=self.compiler_options
+            ),
         }
 
     def call(self, program: str, *args: Any) -> Any:
@@ -144,7 +161,7 @@ class Runner:
         size = np.broadcast_to(np.asarray(image.shape[1:3], np.int32), (len(image), 2))
         return self._programs["color_fix"](kind, image, reference, size)
 
-    # --- stages of one image ------------------------------------------------------------------
+    # --- entries of one image ------------------------------------------------------------------
 
     def _encoded(self, prefix: str, source: str) -> dict[str, Array]:
         """All there is before the solver; `source` as in Run."""
@@ -155,10 +172,10 @@ class Runner:
         noise = self.image(f"{prefix}noise_posterior")
         return {"pre_raw": raw, "pre": pre, **self.call("encode", pre, noise)}
 
-    def _stage(self, stages: list[Stage]) -> Results:
+    def _stage(self, entries: list[Entry]) -> Results:
         results = {}
-        for stage in stages:
-            prefix, what = stage.match["prefix"], stage.match["what"]
+        for entry in entries:
+            prefix, what = entry.match["prefix"], entry.match["what"]
             found = self.encoded(prefix, "own")
             if what in found:
                 value = found[what]
@@ -168,12 +185,12 @@ class Runner:
                     value = 2 * value - 1  # stored in the VAE's range
                 else:
                     value = self.fix(what, value, found["pre"])
-            results[stage.name] = _nchw(value)
+            results[entry.name] = _nchw(value)
         return results
 
     # --- the network --------------------------------------------------------------------------
 
-    def _network(self, stages: list[Stage]) -> Results:
+    def _network(self, entries: list[Entry]) -> Results:
         x, hint, context = (
             self.image("eps_x_t"),
             self.image("eps_hint"),
@@ -187,8 +204,8 @@ class Runner:
             return self.call("network", x, t, context, hint, strength)
 
         results = {}
-        for stage in stages:
-            match, what = stage.match, stage.match["what"]
+        for entry in entries:
+            match, what = entry.match, entry.match["what"]
             if match["dim"]:
                 value = timestep_embedding(t, int(match["dim"]), self.dtype)
             elif match["mlp"]:
@@ -208,7 +225,7 @@ class Runner:
             else:
                 digits = match["strength"] or "1"  # "05" reads 0.5
                 value = _nchw(parts(float(f"{digits[0]}.{digits[1:] or 0}"))["eps"])
-            results[stage.name] = np.asarray(value)
+            results[entry.name] = np.asarray(value)
         return results
 
     def _strengths(self, factor: float, *, only_mid: bool = False) -> Array:
@@ -218,87 +235,131 @@ class Runner:
             factors[:-1] = 0
         return jax.device_put(factors.astype(self.dtype))
 
-    def _network_at(self, stages: list[Stage]) -> Results:
+    def _network_at(self, entries: list[Entry]) -> Results:
         results = {}
-        for stage in stages:
-            prefix = stage.match["prefix"]
+        for entry in entries:
+            prefix = entry.match["prefix"]
             x, hint = self.image(f"{prefix}noise_init"), self.image(f"{prefix}stage_c_latent")
-            t = jnp.full(len(x), int(stage.match["t"]), jnp.int32)
-            results[stage.name] = _nchw(self.predict(x, t, self.given("context"), hint))
+            t = jnp.full(len(x), int(entry.match["t"]), jnp.int32)
+            results[entry.name] = _nchw(self.predict(x, t, self.given("context"), hint))
         return results
 
     # --- trajectories -------------------------------------------------------------------------
 
-    def _solved(self, run: Run) -> dict[str, Any]:
-        """A run with the stored noise: t, and x, eps, pred_x0 of every step as stored (NCHW)."""
-        found = self.encoded(run.prefix, run.source)
-        noise = self.image(f"{run.prefix}noise_steps")
+    def _restored(self, run: SamplerRun) -> method.Restoration:
+        """What the program of `dossr-restore` makes of the LR image, with the stored noise."""
+        noise, lr = self.image(f"{run.prefix}noise_steps"), self.image(f"{run.prefix}lr")
         if len(noise) < run.steps:
             raise UserError(
                 f"{self.archive.where}: {run.prefix}noise_steps has {len(noise)} draws, a run of "
                 f"{run.steps} steps needs as many"
             )
-        table = solver.make_table(self.table, SamplerConfig(steps=run.steps, order=run.order))
+        sampler = SamplerConfig(
+            steps=run.steps, order=run.order, final_denoise=run.fidelity == 1, fidelity=run.fidelity
+        )
         # Padded to the longest run, so that one program serves all of them.
         rows = self.longest[run.prefix]
-        noise = jnp.resize(noise, (rows, *noise.shape[1:]))
-        latents, path = self.call(
-            "solve",
-            solver.pad_table(solver.cast(table, self.dtype), rows),
-            (found["x0_hat"], found["c_latent"]),
-            self.image(f"{run.prefix}noise_init"),
-            noise,
-            np.stack([self.given("context"), self.given("context_neg")]),
-            np.int32(1 if run.cfg is None else 2),
-            np.asarray(run.cfg or 1, self.dtype),
+        table = solver.cast(solver.make_table(self.table, sampler), self.dtype)
+        model = self.model
+        if run.source == "stored" or run.prefix:  # compiling it at one resolution is enough
+            model.rrdb = StoredImage(self.encoded(run.prefix, run.source)["pre"])
+        graphdef, state = nnx.split(model)
+        layout = Layout(color_fix="wavelet", guided=run.cfg is not None, keep=True)
+        arrays = (
+            state,
+            lr,
+            np.array([lr.shape[1:3]], np.int32),
+            np.zeros((0, 3), np.int32),
+            np.int32(0),
+            method.StoredNoise(
+                self.image(f"{run.prefix}noise_posterior"),
+                self.image(f"{run.prefix}noise_init"),
+                jnp.resize(noise, (rows, *noise.shape[1:]))[:, None],
+            ),
+            solver.pad_table(table, rows),
+            method.Controls(
+                context=self.given("context")[0],
+                negative_context=self.given("context_neg")[0],
+                cfg_scale=np.asarray(run.cfg or 1, self.dtype),
+                strength=np.ones((), self.dtype),
+                fidelity=np.asarray(run.fidelity, self.dtype),
+                detail=np.ones((), self.dtype),
+            ),
         )
-        x, x0 = (np.asarray(a)[: run.steps, 0].astype(np.float64) for a in (path.x, path.x0))
+        program = layout, graphdef, lr.shape
+        if program not in self.compiled:
+            lowered = restore.restore.lower(graphdef, layout, *arrays)
+            self.compiled[program] = lowered.compile(compiler_options=self.compiler_options)
+        return self.compiled[program](*arrays)
+
+    def _solved(self, run: SamplerRun) -> dict[str, Any]:
+        """A run's t, and x, eps, pred_x0 of every step as stored (NCHW)."""
+        restored = self.restored(run)
+        assert restored.path is not None
+        x, x0 = (
+            np.asarray(a)[: run.steps, 0].astype(np.float64)
+            for a in (restored.path.x, restored.path.x0)
+        )
         # The loop knows x0 only; eps follows on the host by the coefficients it was run with.
+        table = solver.make_table(self.table, SamplerConfig(steps=run.steps, order=run.order)).rows
         alpha, sigma = (
             a.astype(self.dtype).astype(np.float64)[:, None, None, None]
-            for a in (table.rows.alpha, table.rows.sigma)
+            for a in (table.alpha, table.sigma)
         )
         return {
-            "t": table.rows.t,
-            "x": _nchw(np.concatenate([x, np.asarray(latents)])),
+            "t": table.t,
+            "x": _nchw(np.concatenate([x, np.asarray(restored.latents)])),
             "eps": _nchw(process.x0_to_eps(x, x0, alpha, sigma)),
             "pred_x0": _nchw(x0),
-            "latents": latents,
         }
 
-    def _image_of(self, run: Run, fix: str) -> Array:
+    def _image_of(self, run: SamplerRun, fix: str) -> Array:
         """The run's image in [0, 1], not clipped, with its colours fixed."""
-        image = self.call("decode", self.solved(run)["latents"])
-        return self.fix(fix, image, self.encoded(run.prefix, run.source)["pre"])
+        restored = self.restored(run)
+        if fix == "wavelet":
+            return restored.result
+        return self.fix(fix, restored.decoded, restored.pre_restored)
 
-    def _trajectory(self, stages: list[Stage]) -> Results:
+    def _trajectory(self, entries: list[Entry]) -> Results:
         results = {}
-        for stage in stages:
-            match, what = stage.match, stage.match["what"]
+        for entry in entries:
+            match, what = entry.match, entry.match["what"]
             run = _run_of(match)
             if what == "same_as":
                 # The array holds the name of an identical run; ours have to be identical too.
-                named = self.archive[stage.name]
-                (other,) = find_stages([str(named).rstrip("_") + "_x"])
+                named = self.archive[entry.name]
+                (other,) = find_entries([str(named).rstrip("_") + "_x"])
                 x, x_other = (self.solved(r)["x"] for r in (run, _run_of(other.match)))
-                results[stage.name] = named if (x == x_other).all() else np.array("another run")
+                results[entry.name] = named if (x == x_other).all() else np.array("another run")
             elif what == "img":
                 fix = match["img_fix"] or match["fix"] or "none"
-                results[stage.name] = _nchw(self._image_of(run, fix))
+                results[entry.name] = _nchw(self._image_of(run, fix))
             else:
-                results[stage.name] = self.solved(run)[what]
+                results[entry.name] = self.solved(run)[what]
         return results
 
-    def _process(self, stages: list[Stage]) -> Results:
+    def _process(self, entries: list[Entry]) -> Results:
         """8-bit images of the whole pipeline, from the LR image on."""
-        return {
-            stage.name: np.asarray(
-                pixels_to_uint8(
-                    self._image_of(_run_of(stage.match), stage.match["fix"])[0], truncate=True
-                )
-            )
-            for stage in stages
-        }
+        results = {}
+        for entry in entries:
+            run = _run_of(entry.match)._replace(source="own")
+            image = self._image_of(run, entry.match["fix"])[0]
+            results[entry.name] = np.asarray(pixels_to_uint8(image, truncate=True))
+        return results
+
+    def _restored_entries(self, entries: list[Entry]) -> Results:
+        """Images of the LR latent itself: the whole program at fidelity 1 returns them."""
+        results = {}
+        for entry in entries:
+            prefix, what = entry.match["prefix"], entry.match["what"]
+            if prefix not in self.longest:
+                continue
+            run = SamplerRun(prefix, 1, 1, source="own", fidelity=1.0)
+            value = self._image_of(run, "none" if what == "decoded" else what)
+            if what == "decoded":
+                value = 2 * value - 1  # stored in the VAE's range
+            results[entry.name] = _nchw(value)
+        return results
 
     # --- training -----------------------------------------------------------------------------
 
@@ -330,24 +391,24 @@ class Runner:
             "gradients": to_torch(table, State("gradients", ours)),
         }
 
-    def _training(self, stages: list[Stage]) -> Results:
-        return {stage.name: self.training_pass()[stage.match["what"]] for stage in stages}
+    def _training(self, entries: list[Entry]) -> Results:
+        return {entry.name: self.training_pass()[entry.match["what"]] for entry in entries}
 
-    def _gradient(self, stages: list[Stage]) -> Results:
+    def _gradient(self, entries: list[Entry]) -> Results:
         gradients = self.training_pass()["gradients"]
         results = {}
-        for stage in stages:
-            name = stage.match["parameter"]
+        for entry in entries:
+            name = entry.match["parameter"]
             if name is None:
                 names = self.archive["train_grad_names"]
-                results[stage.name] = np.array(
+                results[entry.name] = np.array(
                     [np.linalg.norm(gradients[str(n)].load()) for n in names if n in gradients]
                 )
             elif name in gradients:
-                results[stage.name] = gradients[name].load()
+                results[entry.name] = gradients[name].load()
         return results
 
-    def _step(self, stages: list[Stage]) -> Results:
+    def _step(self, entries: list[Entry]) -> Results:
         """The training step of the release, from the stored batch: images to loss."""
         hint_px, lq = self.archive["step_hint"], self.image("step_pre_lq")
         raw, _ = self.call("pre", lq)  # not clipped in training
@@ -364,7 +425,7 @@ class Runner:
             "c_latent": _nchw(c_latent),
             "loss": np.asarray(process.training_loss(x0, process.eps_to_x0(x, eps, alpha, sigma))),
         }
-        return {stage.name: values[stage.match["what"]] for stage in stages}
+        return {entry.name: values[entry.match["what"]] for entry in entries}
 
 
 def _quarter(image: np.ndarray) -> np.ndarray:

@@ -9,23 +9,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dossr_jax.diffusion import process, solver
+from dossr_jax import method
+from dossr_jax.diffusion import process
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.vae import posterior
 
 
 def encode(model: DoSSR, image: Array, noise: Array) -> dict[str, Array]:
-    """Everything that comes of an image (b, h, w, 3) in [0, 1], under the stages' names."""
+    """Everything that comes of an image (b, h, w, 3) in [0, 1], under the entries' names."""
     moments, hint = model.encode(image)
     mean, logvar = posterior(moments)
+    condition = method.encode_lr(model, image, noise)
     return {
         "moments": moments,
         "cond_moments": hint,
         "mean": mean,
         "logvar": logvar,
         "std": jnp.exp(0.5 * logvar),
-        "x0_hat": model.latents(moments, noise),
-        "c_latent": model.latents(hint),
+        "x0_hat": condition.x_lr,
+        "c_latent": condition.hint,
     }
 
 
@@ -49,40 +51,6 @@ def predict(
 ) -> Array:
     """:meth:`DoSSR.predict_noise` with a factor a residual."""
     return model.predict_noise(x, t, context, hint, strength=strength)
-
-
-def solve(
-    model: DoSSR,
-    table: solver.SolverTable,
-    encoded: tuple[Array, Array],
-    noise_init: Array,
-    noise_steps: Array,
-    contexts: Array,
-    prompts: Array,
-    cfg_scale: Array,
-) -> tuple[Array, solver.Path]:
-    """A sampler's run with given noise: (latents to decode, every step).
-
-    Args:
-      encoded: x_lr and hint, (1, h, w, z) each.
-      noise_steps: (rows of the table, h, w, z).
-      contexts: of the prompt and of the negative one, (2, 1, m, d). prompts: how many of them to
-        use; 2 is classifier-free guidance, of scale `cfg_scale`.
-    """
-    x_lr, hint = encoded
-
-    def denoise(x: Array, point: solver.Point) -> Array:
-        t = jnp.broadcast_to(point.t, len(x))
-
-        # A loop over one or two prompts: the network is compiled once for runs of either kind.
-        def add(i: Array, eps: Array) -> Array:
-            return eps.at[i].set(model.predict_noise(x, t, contexts[i], hint))
-
-        eps = jax.lax.fori_loop(0, prompts, add, jnp.zeros((2, *x.shape), x.dtype))
-        eps = jnp.where(prompts > 1, process.guide(*eps, cfg_scale), eps[0])
-        return process.eps_to_x0(x, eps, point.alpha, point.sigma)
-
-    return solver.sample_path(denoise, x_lr, table, noise_init, lambda i: noise_steps[i][None])
 
 
 def gradients(

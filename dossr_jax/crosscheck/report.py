@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-TWIN = "__f64"
+from dossr_jax.crosscheck.entries import HOST, TWIN, Entry
 
 # Largest error in float64 against a float64 twin: rounding, through some hundred layers.
 FLOAT64_BAR = 1e-9
 # The same where the twin's arithmetic is float64 but its schedule is not (see KEEPS_BUFFERS).
 BUFFER_BAR = 1e-6
-# A PyTorch result can lie arbitrarily close to its twin by luck; rounding the result to float32
-# and the operations just before it cannot be asked to be better than four units in the last place.
-FLOAT32_FLOOR = 4 * 2.0**-23
 # The published sampler truncates to 8 bits: a pixel next to a level's edge may fall on either side.
 LEVEL_BAR = 1
 EQUAL_PIXELS = 0.99
+# Host arithmetic is float64; the buffers of a checkpoint are its results rounded to float32.
+HOST_BAR = 2.0**-23
 
-# Largest error in float32 by kind of stage, where PyTorch's own is within it.
-FLOAT32_BARS = {
-    # t times frequency reaches 1000 rad, of which float32 resolves 3e-5.
-    "embedding": 1e-4,
+# Float32 results are held to this many times PyTorch's own float32 error: the largest distance of
+# stored arrays from their float64 twins, over all entries of the kind and of those it depends on.
+# One array alone says little (its error may be small by luck), nor can rounding be asked to be
+# better than four units in the last place.
+FACTOR = 4.0
+FLOAT32_FLOOR = 4 * 2.0**-23
+FLOAT32_CEILING = 1e-3
+# Kind -> kinds that its errors come from, besides itself. The error of the time embedding (an angle
+# of 1000 rad, of which float32 resolves 3e-5) hardly reaches what the network makes of it.
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "embedding": (),
+    "time": (),
+    "network": (),
+    "pre": (),
+    "encoding": ("pre",),
+    "decoding": ("encoding",),
+    "fix": ("decoding",),
+    "trajectory": ("network",),
+    "image": ("trajectory",),
+    "training": ("network",),
+}
+# PyTorch's own error where a folder has no twins of a kind: three times the golden folder's.
+ASSUMED_ERROR = {
+    "embedding": 2e-4,
+    "time": 2e-5,
     "network": 5e-6,
-    "vae": 5e-5,
+    "pre": 1e-5,
+    "encoding": 5e-5,
+    "decoding": 1e-4,
+    "fix": 1e-4,
     "trajectory": 3e-5,
+    "image": 4e-5,
     "training": 1e-5,
-    # Host arithmetic is float64; the buffers of a checkpoint are its results rounded to float32.
-    "host": 2.0**-23,
 }
 # The twin of these kinds is PyTorch in float64 with its registered schedule buffers left as they
 # are stored, rounded to float32, where ours are float64 throughout.
@@ -42,7 +64,7 @@ class Row:
     """One comparison. `error` and `tolerance` are max abs difference / max abs value, but for
     `reference` "levels", where they count 8-bit levels."""
 
-    stage: str
+    entry: str
     dtype: str
     reference: str
     error: float
@@ -61,50 +83,73 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / (scale if scale > 0 else 1.0))
 
 
+def own_errors(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """PyTorch's float32 error by kind: the largest of its entries that have a float64 twin."""
+    errors: dict[str, float] = {}
+    for entry in entries:
+        stored, twin = arrays[entry.stored], arrays.get(entry.stored + TWIN)
+        if twin is not None and stored.dtype == np.float32:
+            error = relative_error(stored, twin)
+            errors[entry.kind] = max(error, errors.get(entry.kind, 0.0))
+    return errors
+
+
+def float32_tolerance(kind: str, own: Mapping[str, float]) -> float:
+    """Largest error in float32 of an entry of a kind, from :func:`own_errors`."""
+    if kind == HOST:
+        return HOST_BAR
+    chain = [kind]
+    for each in chain:
+        chain += UPSTREAM[each]
+    known = [own[each] for each in chain if each in own]
+    error = max(known) if known else ASSUMED_ERROR[kind]
+    return min(max(FACTOR * error, FLOAT32_FLOOR), FLOAT32_CEILING)
+
+
 def compare(
-    stage: str, kind: str, dtype: str, ours: np.ndarray, arrays: Mapping[str, np.ndarray]
+    entry: Entry,
+    dtype: str,
+    ours: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    own: Mapping[str, float],
 ) -> Row:
-    """Judge our result for the stored array `stage` and, where there is one, its float64 twin.
+    """Judge our result for a stored array and, where there is one, its float64 twin.
 
     Args:
-      kind: key of FLOAT32_BARS. dtype: what ours was computed in, "float64", "float32" or "host".
-      arrays: the stored ones.
+      dtype: what ours was computed in, "float64", "float32" or "host".
+      arrays: the stored ones. own: see :func:`own_errors`.
     """
-    stored, twin = arrays[stage], arrays.get(stage + TWIN)
+    name, stored, twin = entry.name, arrays[entry.stored], arrays.get(entry.stored + TWIN)
     ours = np.asarray(ours)
     if ours.shape != stored.shape:
         note = f"shape {ours.shape}, stored {stored.shape}"
-        return Row(stage, dtype, "shape", float("inf"), None, 0.0, False, note)
+        return Row(name, dtype, "shape", float("inf"), None, 0.0, False, note)
     if stored.dtype.kind in "US":
         same = bool((ours == stored).all())
-        return Row(stage, dtype, "exact", float(not same), None, 0.0, same)
+        return Row(name, dtype, "exact", float(not same), None, 0.0, same)
     if stored.dtype == np.uint8:
-        return _compare_levels(stage, dtype, ours, stored)
+        return _compare_levels(name, dtype, ours, stored)
     if stored.dtype.kind in "iu":
         error = relative_error(ours, stored)
-        return Row(stage, dtype, "exact", error, None, 0.0, error == 0)
-    bar = FLOAT32_BARS[kind]
+        return Row(name, dtype, "exact", error, None, 0.0, error == 0)
+    tolerance = float32_tolerance(entry.kind, own)
     if twin is None:
         error = relative_error(ours, stored)
         if stored.dtype == np.float64 and dtype != "float32":
-            return Row(stage, dtype, "float64", error, None, FLOAT64_BAR, error <= FLOAT64_BAR)
-        return Row(stage, dtype, "fp32 only", error, None, bar, error <= bar)
+            return Row(name, dtype, "float64", error, None, FLOAT64_BAR, error <= FLOAT64_BAR)
+        return Row(name, dtype, "fp32 only", error, None, tolerance, error <= tolerance)
     error, torch_error = relative_error(ours, twin), relative_error(stored, twin)
     if dtype == "float64":
-        tolerance = BUFFER_BAR if kind in KEEPS_BUFFERS else FLOAT64_BAR
-    else:
-        tolerance = max(2 * torch_error, FLOAT32_FLOOR)
-        if torch_error <= bar:  # a bar that PyTorch itself misses binds nobody
-            tolerance = min(bar, tolerance)
-    return Row(stage, dtype, "f64 twin", error, torch_error, tolerance, error <= tolerance)
+        tolerance = BUFFER_BAR if entry.kind in KEEPS_BUFFERS else FLOAT64_BAR
+    return Row(name, dtype, "f64 twin", error, torch_error, tolerance, error <= tolerance)
 
 
-def _compare_levels(stage: str, dtype: str, ours: np.ndarray, stored: np.ndarray) -> Row:
+def _compare_levels(entry: str, dtype: str, ours: np.ndarray, stored: np.ndarray) -> Row:
     gap = np.abs(ours.astype(int) - stored.astype(int))
     equal = float((gap == 0).mean())
     passed = bool(gap.max() <= LEVEL_BAR and equal >= EQUAL_PIXELS)
     note = f"{100 * equal:.3f} % of values equal"
-    return Row(stage, dtype, "levels", float(gap.max()), None, float(LEVEL_BAR), passed, note)
+    return Row(entry, dtype, "levels", float(gap.max()), None, float(LEVEL_BAR), passed, note)
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -116,11 +161,11 @@ def format_table(rows: Sequence[Row]) -> str:
         own = "-" if row.torch_error is None else f"{row.torch_error:.2e}"
         verdict = ("ok" if row.passed else "FAIL") + (f"  {row.note}" if row.note else "")
         numbers = (f"{row.error:.2e}", own, f"{row.tolerance:.1e}")
-        cells.append((row.stage, row.reference, *numbers, verdict))
+        cells.append((row.entry, row.reference, *numbers, verdict))
     widths = [max(len(line[i]) for line in cells) for i in range(5)]
     lines = []
-    for stage, reference, *numbers, verdict in cells:
-        left = f"{stage:<{widths[0]}}  {reference:<{widths[1]}}"
+    for entry, reference, *numbers, verdict in cells:
+        left = f"{entry:<{widths[0]}}  {reference:<{widths[1]}}"
         right = "  ".join(f"{n:>{w}}" for n, w in zip(numbers, widths[2:], strict=True))
         lines.append(f"{left}  {right}  {verdict}".rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
@@ -130,14 +175,14 @@ def format_table(rows: Sequence[Row]) -> str:
 def summarise(rows: Sequence[Row], dtype: str) -> str:
     """One line on the rows of one dtype: counts, the worst against its tolerance, failures."""
     passed = sum(row.passed for row in rows)
-    text = f"{dtype}: {passed} of {len(rows)} stages agree"
+    text = f"{dtype}: {passed} of {len(rows)} entries agree"
     twins = [row for row in rows if row.reference == "f64 twin"]
     if twins:
         worst = max(twins, key=lambda row: row.error / row.tolerance)
         text += (
-            f"; nearest to its tolerance {worst.stage} ({worst.error:.1e} of {worst.tolerance:.1e})"
+            f"; nearest to its tolerance {worst.entry} ({worst.error:.1e} of {worst.tolerance:.1e})"
         )
-    failed = [row.stage for row in rows if not row.passed]
+    failed = [row.entry for row in rows if not row.passed]
     return text + (f"; FAILED: {', '.join(failed)}" if failed else "")
 
 

@@ -1,7 +1,7 @@
 """Which of the stored arrays are compared, found by the form of their names.
 
 A folder may hold other resolutions, step counts, orders, guidance scales and prefixes ("rect_").
-Arrays that are no stage serve as inputs.
+Arrays that are no entry serve as inputs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from dossr_jax.crosscheck.report import TWIN
-
+TWIN = "__f64"
 _FIXES = "wavelet|adain|none"
 _FORMS = {
     "stage": r"(?P<prefix>\w*?)stage_"
@@ -33,23 +32,35 @@ _FORMS = {
     "betas": r"betas_linear",
     "buffer": r"buffers\.(?P<what>\w+)",
 }
-# Which of report.FLOAT32_BARS a form is held to; some of its names are exceptions. Forms without
-# a kind are the host's own arithmetic.
+# Kinds of entries, by which tolerances are pooled (report.UPSTREAM); of a form, or of some of its
+# names. Forms without a kind are the host's arithmetic.
 _KINDS = {
-    "stage": "vae",
+    "stage": "encoding",
     "network": "network",
     "network_at": "network",
     "trajectory": "trajectory",
-    "process": "trajectory",
+    "process": "image",
     "training": "training",
     "gradient": "training",
     "step": "training",
 }
+_KINDS_BY_NAME = {
+    ("stage", "pre_raw"): "pre",
+    ("stage", "pre"): "pre",
+    ("stage", "decoded"): "decoding",
+    ("stage", "wavelet"): "fix",
+    ("stage", "adain"): "fix",
+    ("trajectory", "img"): "image",
+    ("step", "x"): "encoding",
+    ("step", "c_latent"): "encoding",
+}
 HOST = "host"
+# Entries that the program of `dossr-restore` computes once more, from the LR image on.
+RESTORE = "restore:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Entry:
     """A stored array that we can compute: its name, form, kind of tolerance, fields of the name."""
 
     name: str
@@ -57,25 +68,31 @@ class Stage:
     kind: str
     match: re.Match[str]
 
+    @property
+    def stored(self) -> str:
+        """Name of the array that it is compared with."""
+        return self.name.removeprefix(RESTORE)
 
-def find_stages(names: Iterable[str]) -> list[Stage]:
-    """The stages among stored names, in their order."""
-    stages = []
+
+def find_entries(names: Iterable[str]) -> list[Entry]:
+    """The entries among stored names, in their order."""
+    entries = []
     for name in names:
         for form, pattern in _FORMS.items():
             match = None if name.endswith(TWIN) else re.fullmatch(pattern, name)
             if match:
-                stages.append(Stage(name, form, _kind(form, match), match))
+                entries.append(Entry(name, form, _kind(form, match), match))
                 break
-    return stages
+    again = [
+        dataclasses.replace(entry, name=RESTORE + entry.name, form="restored")
+        for entry in entries
+        if entry.form == "stage" and entry.match["what"] in ("decoded", "wavelet", "adain")
+    ]
+    return entries + again
 
 
 def _kind(form: str, match: re.Match[str]) -> str:
     what = match.groupdict().get("what") or ""
-    if form == "stage" and what.startswith("pre"):
-        return "network"
     if form == "network" and what.startswith("temb"):
-        return "embedding"
-    if form == "step" and what in ("x", "c_latent"):
-        return "vae"
-    return _KINDS.get(form, HOST)
+        return "time" if "mlp" in what else "embedding"
+    return _KINDS_BY_NAME.get((form, what), _KINDS.get(form, HOST))
