@@ -1,7 +1,7 @@
-"""Draws docs/schemes.png from the lines that benchmarks/schemes.py printed.
+"""Draws docs/samplers.png from the lines that benchmarks/samplers.py printed.
 
-python benchmarks/schemes.py > LINES
-python benchmarks/figure_schemes.py LINES
+python benchmarks/samplers.py > LINES
+python benchmarks/figure_samplers.py LINES
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ COLOURS = {
     "published": "#c0392b",
     "published, order 2": "#e59866",
     "jump, order 2": "#888888",
-    "span": "#1f5fbf",
-    "span, final denoising": "#5dade2",
+    "asinh": "#1f5fbf",
+    "asinh, final denoising": "#5dade2",
 }
 WIDTH, HEIGHT, MARGIN, TOP = 400, 330, 56, 60
 LOW, HIGH = 2e-3, 0.6
@@ -68,7 +68,7 @@ def main() -> None:
         draw.line([(x, 18), (x + 24, 18)], fill=colour, width=3)
         draw.text((x + 30, 9), name, fill="black", font=font)
         x += 50 + int(draw.textlength(name, font=font))
-    sheet.save(ROOT / "docs" / "schemes.png")
+    sheet.save(ROOT / "docs" / "samplers.png")
 
 
 if __name__ == "__main__":

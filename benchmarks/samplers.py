@@ -1,7 +1,7 @@
-"""How close samplers of few steps come to the truth: one JSON line a case.
+"""How close samplers of few steps come to the truth: one JSON line per case.
 
-python benchmarks/schemes.py                                # mixtures of Gaussians, exact denoisers
-python benchmarks/schemes.py --model dossr-mini --photos FOLDER   # and photos of a folder
+python benchmarks/samplers.py                                # mixtures of Gaussians, exact denoisers
+python benchmarks/samplers.py --model dossr-mini --photos FOLDER   # and photos of a folder
 
 Mixtures: one of three modes in one dimension, and correlated ones in 24 dimensions of which x_lr is
 a blurred, noisy observation. There the denoiser is the mean of x0 given y alone ("prior"), or given
@@ -24,23 +24,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from dossr_jax.config import SCHEMES, ProcessConfig
-from dossr_jax.diffusion.schedule import make_schedule
+from dossr_jax.config import SAMPLERS as NAMED
+from dossr_jax.config import ProcessConfig, SamplerConfig
+from dossr_jax.diffusion.schedule import Schedule, make_schedule
 from dossr_jax.diffusion.solver import make_table
 from dossr_jax.image_io import read_image
 
 STEPS = (2, 3, 4, 5, 7, 10)
-PARTS = ("order", "kind", "grid", "final_denoise")
-# Name -> order, solver, grid, final_denoise.
-SAMPLERS = {
-    name: (s["order"], s["solver"], s["grid"], s["final_denoise"]) for name, s in SCHEMES.items()
-} | {
-    "published, order 2": (2, "sde", "uniform", False),
-    "jump, order 2": (2, "sde", "jump", False),
-    "jump, ode, order 3": (3, "ode", "jump", False),
-    "span grid, sde, order 2": (2, "sde", "span", False),
-    "span, order 3": (3, "span", "span", False),
-    "span, final denoising": (2, "span", "span", True),
+# The "jump" grid: after its first evaluation it continues at this noise level, with noise levels
+# that are uniform in their 7th root. From the shifted start (lam ~ 6.5e5) down to a few times the
+# spread of the data every denoiser answers the same, so one evaluation covers all of it.
+JUMP_LAM, JUMP_POWER = 2.5, 7.0
+# Name -> (fields of SamplerConfig, or "jump" and "log_lambda" for grids of this benchmark alone).
+SAMPLERS: dict[str, dict[str, Any]] = {
+    **{name: dict(fields) for name, fields in NAMED.items()},
+    "published, order 2": {"order": 2},
+    "log_lambda, order 2": {"order": 2, "grid": "log_lambda"},
+    "jump, order 2": {"order": 2, "grid": "jump"},
+    "jump, ode, order 3": {"order": 3, "solver": "ode", "grid": "jump"},
+    "asinh grid, sde, order 2": {"order": 2, "grid": "asinh"},
+    "asinh, order 3": {"order": 3, "solver": "asinh", "grid": "asinh"},
+    "asinh, final denoising": {**NAMED["asinh"], "final_denoise": True},
 }
 SIDE, BORDER, PROJECTIONS = 256, 4, 32
 Component = tuple[np.ndarray, np.ndarray, np.ndarray]  # mean (1 or n, d), covariance, log weight
@@ -115,20 +119,39 @@ def make_denoiser(parts: list[Component]) -> Callable[[np.ndarray, float], np.nd
     return denoise
 
 
-def run(denoise: Callable, x_lr: np.ndarray, steps: int, sampler: tuple, seed: int) -> np.ndarray:
+def make_times(schedule: Schedule, steps: int, grid: str) -> np.ndarray | None:
+    """The steps + 1 falling times of this benchmark's grids; None for the package's."""
+    lam_0, lam_1 = np.exp(schedule.log_lam[[0, -1]])
+    last = schedule.t1 - 1
+    if grid == "log_lambda":
+        times = schedule.time_of(np.geomspace(lam_1, lam_0, steps + 1))
+    elif grid == "jump":
+        levels = np.linspace(*np.array([JUMP_LAM, lam_0]) ** (1 / JUMP_POWER), steps) ** JUMP_POWER
+        times = np.append(last, schedule.time_of(levels))
+    else:
+        return None
+    times[0], times[-1] = last, 0  # exactly, where the inverses round
+    return times
+
+
+def run(
+    denoise: Callable, x_lr: np.ndarray, steps: int, sampler: dict[str, Any], seed: int
+) -> np.ndarray:
     """A sampler's results (n, d), in NumPy and float64, from the tables that the package uses."""
-    table = make_table(
-        make_schedule(ProcessConfig()), steps=steps, **dict(zip(PARTS, sampler, strict=True))
-    )
+    schedule, fields = make_schedule(ProcessConfig()), dict(sampler)
+    times = make_times(schedule, steps, fields.get("grid", ""))
+    if times is not None:
+        del fields["grid"]
+    rows, ends = make_table(schedule, SamplerConfig(steps=steps, **fields), times=times)
     rng = np.random.default_rng(seed)
-    y = x_lr + table.init_noise * rng.standard_normal(x_lr.shape)
+    y = x_lr + ends.init_noise * rng.standard_normal(x_lr.shape)
     history = [np.zeros_like(y)] * 3
     for i in range(steps):
-        history = [denoise(y, table.sigma[i] / table.m[i]), *history[:2]]
-        y = table.c_y[i] * y + sum(c * d for c, d in zip(table.c_x0[i], history, strict=True))
-        if table.c_noise[i]:
-            y += table.c_noise[i] * rng.standard_normal(y.shape)
-    return table.m_out * y + table.shift_out * x_lr
+        history = [denoise(y, rows.sigma[i] / rows.m[i]), *history[:2]]
+        y = rows.c_y[i] * y + sum(c * d for c, d in zip(rows.c_x0[i], history, strict=True))
+        if rows.c_noise[i]:
+            y += rows.c_noise[i] * rng.standard_normal(y.shape)
+    return ends.m_out * y + ends.shift_out * x_lr
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -189,9 +212,9 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
     hr = np.stack([_middle(read_image(paths[i])) for i in index])
     upscaler = Upscaler.from_pretrained(model)
     stored = upscaler.config.sampler
-    # At fidelity 0 as the schemes are, at the stored one also with the stored final denoising.
-    runs = [(0.0, name, done) for done in (False, True) for name in SCHEMES]
-    runs += [(stored.fidelity, name, stored.final_denoise) for name in SCHEMES]
+    # At fidelity 0 as the named samplers are, at the stored one also with the stored final denoising.
+    runs = [(0.0, name, done) for done in (False, True) for name in NAMED]
+    runs += [(stored.fidelity, name, stored.final_denoise) for name in NAMED]
     for preset in ("light", "realesrgan"):
         table = make_presets([preset])
         program = jax.jit(functools.partial(degrade, table=table, scale=table.outline.scale))
@@ -202,7 +225,7 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
                 results = upscaler.restore(
                     list(lr),
                     seed=[int(i) for i in index],
-                    scheme=name,
+                    sampler=name,
                     steps=steps,
                     final_denoise=done,
                     fidelity=fidelity,
