@@ -212,7 +212,7 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
     hr = np.stack([_middle(read_image(paths[i])) for i in index])
     upscaler = Upscaler.from_pretrained(model)
     stored = upscaler.config.sampler
-    # At fidelity 0 as the named samplers are; at the stored one with the stored final denoising too.
+    # At fidelity 0 as they are; at the stored one with the stored final denoising too.
     runs = [(0.0, name, done) for done in (False, True) for name in NAMED]
     runs += [(stored.fidelity, name, stored.final_denoise) for name in NAMED]
     for preset in ("light", "realesrgan"):

@@ -134,7 +134,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+        limit = f"more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels"
         raise _error(f"{path}: {limit}", "cut or reduce the image") from error
     except UnidentifiedImageError as error:
         kinds = "PNG, JPEG, WebP, BMP or TIFF"
@@ -201,9 +201,11 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
             return image
-        return ImageCms.profileToProfile(
+        converted = ImageCms.profileToProfile(
             image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
+        assert converted is not None  # None is for conversions in place
+        return converted
     except (ImageCms.PyCMSError, OSError):
         return image
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from dossr_jax.config.sampler import ColorFix
@@ -28,6 +29,7 @@ from dossr_jax.refinement import refine_images
 Image = Float[Array, "b h w c"]
 Latent = Float[Array, "b lh lw z"]
 Sizes = Int[Array, "b 2"]
+Shape = tuple[int, int, int]  # of a latent
 
 
 class Apply(Protocol):
@@ -72,14 +74,14 @@ class KeyNoise(NamedTuple):
 
     keys: Key[Array, " b"]
 
-    def initial(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def initial(self, shape: Shape) -> tuple[Array, Array]:
         """Of the posterior and of the start, (b, *shape) each."""
         # Generators compile slowly: the two draws share one.
         folded = jnp.concatenate([self._fold(draw) for draw in (Draw.POSTERIOR, Draw.START)])
         posterior, start = jnp.split(batch_position_noise(folded, *shape), 2)
         return posterior, start
 
-    def step(self, i: Array, shape: tuple[int, ...]) -> Array:
+    def step(self, i: Array, shape: Shape) -> Array:
         """Of step i, (b, *shape)."""
         return batch_position_noise(self._fold(Draw.FIRST_STEP + i), *shape)
 
@@ -94,11 +96,11 @@ class StoredNoise(NamedTuple):
     start: Array
     steps: Array
 
-    def initial(self, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def initial(self, shape: Shape) -> tuple[Array, Array]:
         """As KeyNoise."""
         return self.posterior, self.start
 
-    def step(self, i: Array, shape: tuple[int, ...]) -> Array:
+    def step(self, i: Array, shape: Shape) -> Array:
         """As KeyNoise."""
         return self.steps[i]
 
@@ -121,10 +123,10 @@ class Controls:
 
     context: Array
     negative_context: Array
-    cfg_scale: Array | float
-    strength: Array | float
-    fidelity: Array | float
-    detail: Array | float
+    cfg_scale: ArrayLike
+    strength: ArrayLike
+    fidelity: ArrayLike
+    detail: ArrayLike
 
 
 class Condition(NamedTuple):

@@ -76,7 +76,7 @@ def multiscale_ssim(image: Array, reference: Array, *, data_range: float, scales
     for _ in range(scales - 1):
         image, reference = halve(image), halve(reference)
         values.append(ssim(image, reference, data_range=data_range))
-    return sum(values) / scales
+    return jnp.stack(values).mean(axis=0)
 
 
 def halve(x: Array) -> Array:

@@ -78,13 +78,13 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_field(group: Any, cls: type, name: str) -> None:
     """A flag for a field of a configuration: type, choices and help are the field's."""
-    field = cls.__pydantic_fields__[name]
-    options = {"type": _type_of(field.annotation)}
+    field = vars(cls)["__pydantic_fields__"][name]
+    options: dict[str, Any] = {"type": _type_of(field.annotation)}
     if options["type"] is bool:
         options = {"action": argparse.BooleanOptionalAction}
     elif typing.get_origin(field.annotation) is Literal:
         options["choices"] = typing.get_args(field.annotation)
-    text = field.description.replace("%", "%%")
+    text = (field.description or "").replace("%", "%%")
     if cls is Settings and field.default is not None:
         text += f" (default: {field.default})"
     flag = f"--{name.replace('_', '-')}"

@@ -52,7 +52,7 @@ def initialize_distributed() -> None:
         return
     if _single_host():
         return
-    options = {
+    options: dict[str, Any] = {
         option: int(os.environ[name])
         for option, name in (
             ("num_processes", "JAX_NUM_PROCESSES"),
@@ -161,5 +161,6 @@ def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def to_host(array: jax.Array) -> np.ndarray:
     """A distributed array, whole, on every process."""
     if not array.is_fully_addressable:
+        assert isinstance(array.sharding, NamedSharding) and isinstance(array.sharding.mesh, Mesh)
         array = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))(array)
     return np.asarray(array)

@@ -95,7 +95,7 @@ def _packaged_encode() -> Callable[[str], Sequence[int]]:
             f"this prompt needs a tokenizer: {_INSTALL}, or give a tokenizer folder "
             "(vocab.json and merges.txt)"
         ) from error
-    tokenizer = instant_clip_tokenizer.Tokenizer()
+    tokenizer = vars(instant_clip_tokenizer)["Tokenizer"]()  # of a compiled module without types
     return lambda prompt: (START_TOKEN, *tokenizer.encode(prompt), END_TOKEN)
 
 

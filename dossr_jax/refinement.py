@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from jax import Array
+from jax.typing import ArrayLike
 
 from dossr_jax.image import detail_fix
 from dossr_jax.models.dossr import DoSSR
@@ -18,7 +19,7 @@ def refine_images(
     pre: Array,
     image: Array,
     size: Array,
-    detail: Array | float,
+    detail: ArrayLike,
     apply: Callable[..., Array],
 ) -> Array:
     """Images (b, H, W, 3) refined in their two finest bands; the rest is the pre-restored image's.

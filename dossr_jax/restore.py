@@ -101,7 +101,7 @@ def restore(
             inputs,
             tiles,
             count,
-            tile=layout.tile,
+            tile=layout.tile or 0,  # it runs where there are tiles
             overlap=layout.overlap,
             margin=layout.margin,
             in_px=in_px,

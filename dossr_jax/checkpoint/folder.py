@@ -146,7 +146,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         item = ocp.args.Composite(config=ocp.args.JsonRestore())
         try:
-            found = self._manager.orbax.restore(step, args=item).config
+            found = self._manager.orbax.restore(step, args=item)["config"]
             stored = from_json(TrainConfig, json.dumps(found["asked"]))
             model = from_json(DoSSRConfig, json.dumps(found["model"]))
         except (ConfigError, KeyError, TypeError) as error:
@@ -193,7 +193,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 f"{self.path(step)}: does not fit this version ({_reason(error)}); go on with the "
                 "one that wrote it, or choose another output folder"
             ) from error
-        return Saved(abstract._replace(**found.state, frozen=params), found.data, found.log)
+        state = abstract._replace(**found["state"], frozen=params)
+        return Saved(state, found["data"], found["log"])
 
     def save(
         self,

@@ -28,7 +28,7 @@ def _check_groups(widths: list[int], groups: int, head_dim: int = 1) -> None:
 class UNetConfig:
     """SD 2.1 UNet.
 
-    `attention_levels[i]` says whether level `i` (0 = full resolution) has transformers; None is
+    `attention_levels[i]` says whether level `i` (0 = full resolution) has transformers; empty is
     SD's rule, every level but the last. The middle always has one.
     """
 
@@ -37,17 +37,17 @@ class UNetConfig:
     model_channels: Annotated[int, Field(ge=2, multiple_of=2)] = 320
     channel_mult: Counts = (1, 2, 4, 4)
     num_res_blocks: Count = 2
-    attention_levels: tuple[bool, ...] | None = None
+    attention_levels: tuple[bool, ...] = ()
     head_dim: Count = 64
     context_dim: Count = 1024
     transformer_depth: Count = 1
     norm_groups: Count = 32
 
     def __post_init__(self) -> None:
-        if self.attention_levels is None:
+        if not self.attention_levels:
             levels = len(self.channel_mult)
             object.__setattr__(self, "attention_levels", (True,) * (levels - 1) + (False,))
-        if len(self.attention_levels or ()) != len(self.channel_mult):
+        if len(self.attention_levels) != len(self.channel_mult):
             raise ConfigError(
                 f"attention_levels {self.attention_levels}: give one flag per level, "
                 f"{len(self.channel_mult)} for this channel_mult"

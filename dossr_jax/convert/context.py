@@ -84,6 +84,7 @@ def _read_npz(path: Path) -> dict[str, Lazy]:
 def _run_tower(model: Model) -> dict[str, Lazy]:
     """Embeddings of the stored prompts, one block of the tower in memory at a time."""
     config = model.config.text
+    assert config is not None
     width = config.width
     prompts = (model.config.prompt, model.config.negative_prompt)
     tokens = tokenize(prompts, context_length=config.context_length)

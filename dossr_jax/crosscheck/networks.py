@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import Array
 
 from dossr_jax import method, restore
 from dossr_jax.config import SamplerConfig
+from dossr_jax.config.sampler import Order
 from dossr_jax.convert.state import State, lazy, to_torch
 from dossr_jax.convert.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.crosscheck import programs
@@ -38,7 +39,7 @@ class SamplerRun(NamedTuple):
     """
 
     prefix: str
-    order: int
+    order: Order
     steps: int
     cfg: float | None = None
     source: str = "stored"
@@ -50,7 +51,7 @@ def _run_of(match: re.Match[str]) -> SamplerRun:
     cfg = fields.get("cfg")
     return SamplerRun(
         fields["prefix"],
-        int(fields["order"] or 3),  # the release's default
+        cast(Order, int(fields["order"] or 3)),  # the release's default
         int(fields["steps"]),
         float(cfg.replace("p", ".")) if cfg else None,
     )
@@ -83,7 +84,9 @@ class Runner:
         # Compiling is most of the work. Float64 is there for what is computed, not for how fast or
         # with which rounding; float32 is compiled as users have it.
         quick = self.dtype == jnp.float64 and jax.default_backend() == "cpu"
-        self.compiler_options = {"xla_backend_optimization_level": 0} if quick else None
+        self.compiler_options: dict[str, Any] | None = (
+            {"xla_backend_optimization_level": 0} if quick else None
+        )
         self.longest: dict[str, int] = {}
         for entry in find_entries(archive.arrays):
             if entry.form in ("trajectory", "process"):
@@ -262,7 +265,7 @@ class Runner:
         table = solver.cast(solver.make_table(self.table, sampler), self.dtype)
         model = self.model
         if run.source == "stored" or run.prefix:  # compiling it at one resolution is enough
-            model.rrdb = StoredImage(self.encoded(run.prefix, run.source)["pre"])
+            model.rrdb = cast(Any, StoredImage)(self.encoded(run.prefix, run.source)["pre"])
         graphdef, state = nnx.split(model)
         layout = Layout(color_fix="wavelet", guided=run.cfg is not None, keep=True)
         arrays = (
@@ -309,7 +312,7 @@ class Runner:
         return {
             "t": table.t,
             "x": _nchw(np.concatenate([x, np.asarray(restored.latents)])),
-            "eps": _nchw(process.x0_to_eps(x, x0, alpha, sigma)),
+            "eps": _nchw((x - alpha * x0) / sigma),
             "pred_x0": _nchw(x0),
         }
 
@@ -365,7 +368,10 @@ class Runner:
 
     def _levels(self, t: Array) -> tuple[Array, Array, Array]:
         tables = (self.table.alpha, self.table.sigma, self.table.eta)
-        return tuple(process.take_levels(jax.device_put(a.astype(self.dtype)), t) for a in tables)
+        alpha, sigma, eta = (
+            process.take_levels(jax.device_put(a.astype(self.dtype)), t) for a in tables
+        )
+        return alpha, sigma, eta
 
     def _training_pass(self) -> dict[str, Any]:
         """Forward process, prediction, loss and ControlNet gradients of the stored batch."""

@@ -132,7 +132,7 @@ def _run(command: list[str], folder: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path, help="folder to write")
     try:
         count = fetch(parser.parse_args().photos)

@@ -13,7 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -58,7 +58,7 @@ class _Read:
                 if min(height, width) >= self.crop:
                     return _Sample(record, number, skipped)
                 skipped[record.name] = f"{record.name}: {width}x{height} is less than a crop"
-            index = self.order[number + ahead]
+            index = cast(int, self.order[number + ahead])
         reasons = next(iter(skipped.values()))
         raise UserError(
             f"{self.source.path}: {len(skipped)} images in a row cannot be used, the first because "

@@ -248,7 +248,7 @@ def _summary(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     defaults = Options()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path, help="folder of images, or of LR/HR pairs")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--tile", type=int, default=defaults.tile, help="side of a tile in pixels")
@@ -269,8 +269,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
+    values["halve"] = tuple(args.halve)
     try:
-        options = Options(**values | {"halve": tuple(args.halve)})
+        options = Options(**values)
         report = prepare(args.photos, args.out, options, workers=max(1, args.workers))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -55,8 +55,11 @@ class Source(Protocol):
     image that cannot be decoded raises UserError.
     """
 
-    path: Path
-    fingerprint: str
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -113,8 +116,12 @@ class Images:
     def names(self) -> list[str]:
         return [hr for hr, _ in self.entries]
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name in (name for entry in self.entries for name in entry if name is not None):
             digest.update(f"{name}\0{_size_of(self.path / name)}\0".encode())
@@ -180,7 +187,8 @@ def _side_of(name: str) -> tuple[Literal["hr", "lr"] | None, str]:
     path = PurePosixPath(name)
     stem, _, tail = path.stem.rpartition("_")
     words = [*path.parent.parts, tail if stem else ""]
-    for side, pattern in (("lr", _LR), ("hr", _HR)):
+    patterns: dict[Literal["hr", "lr"], re.Pattern[str]] = {"lr": _LR, "hr": _HR}
+    for side, pattern in patterns.items():
         marks = [i for i, word in enumerate(words) if pattern.fullmatch(word)]
         if marks:
             folders = [word for i, word in enumerate(words[:-1]) if i not in marks]

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 _GRAIN_PROCESSES = "grain-process-prefetch"
 
@@ -50,9 +50,11 @@ def begin(*_: int) -> None:
 def end_with_parent() -> None:
     """Make this process end when its parent does, be it by SIGKILL."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, "for worker processes"
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
@@ -60,6 +62,8 @@ def end_with_parent() -> None:
 
 if __name__ == "__mp_main__":
     for _module in ("jax", "orbax"):
-        sys.modules[_module] = None  # Importing it now raises ImportError, which Grain expects.
+        sys.modules[_module] = cast(
+            Any, None
+        )  # Importing it now raises ImportError, which Grain expects.
     # Grain warns that it cannot profile without jax.
     logging.getLogger("absl").setLevel(logging.ERROR)

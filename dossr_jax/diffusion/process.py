@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def take_levels(table: jax.Array, t: jax.Array) -> jax.Array:
@@ -53,11 +54,11 @@ def training_loss(x0: jax.Array, prediction: jax.Array, *, per_sample: bool = Fa
     return error.mean(axis=tuple(range(1, error.ndim)) if per_sample else None)
 
 
-def guide(eps_cond: jax.Array, eps_uncond: jax.Array, scale: jax.Array | float) -> jax.Array:
+def guide(eps_cond: jax.Array, eps_uncond: jax.Array, scale: ArrayLike) -> jax.Array:
     """Classifier-free guidance: scale 1 is `eps_cond`, 0 `eps_uncond`, above 1 extrapolates."""
     return eps_uncond + scale * (eps_cond - eps_uncond)
 
 
-def toward_lr(x0: jax.Array, x_lr: jax.Array, fidelity: jax.Array | float) -> jax.Array:
+def toward_lr(x0: jax.Array, x_lr: jax.Array, fidelity: ArrayLike) -> jax.Array:
     """A prediction drawn towards the LR latent: `fidelity` 0 leaves it, 1 is `x_lr` itself."""
-    return (1 - fidelity) * x0 + fidelity * x_lr
+    return jnp.asarray((1 - fidelity) * x0 + fidelity * x_lr)

@@ -214,7 +214,7 @@ def make_timesteps(schedule: Schedule, steps: int, grid: TimeGrid = "uniform") -
             times.append(round(now))
             now += last / steps
         return np.array(times[::-1], np.float64)
-    ends = asinh_coordinate(np.exp(schedule.log_lam[[-1, 0]]), GRID_DEVIATIONS)
-    times = schedule.time_of(_asinh_levels(np.linspace(*ends, steps + 1), GRID_DEVIATIONS))
+    first, end = asinh_coordinate(np.exp(schedule.log_lam[[-1, 0]]), GRID_DEVIATIONS)
+    times = schedule.time_of(_asinh_levels(np.linspace(first, end, steps + 1), GRID_DEVIATIONS))
     times[0], times[-1] = last, 0  # exactly, where the inverse rounds
     return times

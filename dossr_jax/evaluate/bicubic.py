@@ -6,7 +6,9 @@ Keys' kernel with a = -0.5; where the image shrinks, the kernel is widened by th
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import numpy as np
 
@@ -36,10 +38,11 @@ def _along(image: np.ndarray, scale: float, axis: int) -> np.ndarray:
     at %= 2 * size
     at = np.minimum(at, 2 * size - 1 - at)
     shape = [-1 if a == axis else 1 for a in range(image.ndim)]
-    return sum(
+    terms = [
         weights[:, tap].reshape(shape) * np.take(image, at[:, tap], axis=axis)
         for tap in range(taps)
-    )
+    ]
+    return functools.reduce(operator.add, terms)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -42,14 +42,24 @@ class Candidate(Protocol):
       of_reference: whether it is given the ground truth in place of LR images, as a bound.
     """
 
-    name: str
-    description: str
-    parameters: int
-    evaluations: int
-    of_reference: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def evaluations(self) -> int: ...
+
+    @property
+    def of_reference(self) -> bool: ...
 
     def restore(self, images: Iterable[Named]) -> Iterator[tuple[str, np.ndarray | UserError]]:
         """Restore images uint8 (h, w, 3) as they come; one that fails stops no other."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

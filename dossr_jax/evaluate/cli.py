@@ -193,8 +193,10 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
             repeats=args.repeats,
             save=args.output if args.save_images else None,
         )
-        for work, item in [(run.folder, f) for f in folders] + [(run.candidate, c) for c in found]:
-            results.append(work(item))
+        work = [functools.partial(run.folder, folder) for folder in folders]
+        work += [functools.partial(run.candidate, candidate) for candidate in found]
+        for score in work:
+            results.append(score())
             if not args.summary:
                 bar.write(report.image_table(results[-1], metrics) + "\n")
 

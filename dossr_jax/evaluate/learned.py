@@ -42,7 +42,13 @@ class Model:
     least: int = 32
 
 
-def _model(title: str, better: str, needs_reference: bool, *files: str, **options: Any) -> Model:
+def _model(
+    title: str,
+    better: Literal["higher", "lower"],
+    needs_reference: bool,
+    *files: str,
+    **options: Any,
+) -> Model:
     return Model(title, better, needs_reference, tuple(map(Path, files)), **options)
 
 
@@ -106,7 +112,10 @@ def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float
     """
     import torch
 
-    used = (image, reference) if MODELS[name].needs_reference else (image,)
+    used = [image]
+    if MODELS[name].needs_reference:
+        assert reference is not None
+        used.append(reference)
     tensors = [torch.from_numpy(np.moveaxis(a, -1, 0)[None].astype(np.float32) / 255) for a in used]
     with torch.no_grad():
         return float(_metric(name)(*tensors))
@@ -118,7 +127,7 @@ def _metric(name: str) -> Callable[..., Any]:
         raise UserError(f"{name}: pyiqa is not installed; pip install 'dossr-jax[iqa]'")
     with _offline(name):
         _check_files(name)
-        import pyiqa
+        import pyiqa  # pyright: ignore[reportMissingImports] - needs torchvision
 
         # pyiqa prints which files it loads; standard output belongs to results.
         with contextlib.redirect_stdout(sys.stderr):

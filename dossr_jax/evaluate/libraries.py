@@ -37,8 +37,10 @@ def flip(image: np.ndarray, reference: np.ndarray) -> float:
     """Mean FLIP error of images uint8 (h, w, 3), 0 to 1."""
     import flip_evaluator
 
-    pair = (a.astype(np.float32) / 255 for a in (reference, image))
-    _, mean, _ = flip_evaluator.evaluate(*pair, "LDR", applyMagma=False, computeMeanError=True)
+    truth, other = (a.astype(np.float32) / 255 for a in (reference, image))
+    _, mean, _ = flip_evaluator.evaluate(
+        truth, other, "LDR", applyMagma=False, computeMeanError=True
+    )
     return float(mean)
 
 

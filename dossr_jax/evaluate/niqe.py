@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from importlib import resources
 
 import jax
@@ -99,10 +100,11 @@ def _normalise(blocks: Array) -> Array:
     def mean(x: Array) -> Array:
         for axis in (1, 2):
             size = x.shape[axis] - 2 * _HALO
-            x = sum(
+            shifted = [
                 float(weight) * jax.lax.slice_in_dim(x, i, i + size, axis=axis)
                 for i, weight in enumerate(window)
-            )
+            ]
+            x = functools.reduce(operator.add, shifted)
         return x
 
     local = mean(blocks)

@@ -68,7 +68,13 @@ class Run:
         """Restore all images and score them."""
         scores: dict[str, dict[str, float]] = {}
         first: list[Named] = []
-        read = self._images.reference if candidate.of_reference else self._images.input
+
+        def read(name: str) -> np.ndarray:
+            if not candidate.of_reference:
+                return self._images.input(name)
+            reference = self._images.reference(name)
+            assert reference is not None, "the command line asks for it"
+            return reference
 
         def inputs() -> Iterator[Named]:
             for name in self._images.names:

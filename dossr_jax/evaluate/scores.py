@@ -45,7 +45,7 @@ class Metric:
     convention: str
     better: Direction
     needs_reference: bool
-    measure: Callable[[np.ndarray, np.ndarray | None], float]
+    measure: Callable[..., float]
     cropped: bool = False
     least: int = 1
     check: Callable[[], None] = lambda: None
@@ -196,7 +196,7 @@ def score(
                 + (f" inside a border of {edge}" if edge else "")
             )
         values[name] = metric.measure(
-            *(a if a is None else _inside(a, edge) for a in (image, reference))
+            _inside(image, edge), None if reference is None else _inside(reference, edge)
         )
     return values
 

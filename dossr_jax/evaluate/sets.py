@@ -61,6 +61,7 @@ class ImageSet:
             return image_io.read_image(self._lr[name])
         if name not in self._made:
             hr = self.reference(name)
+            assert hr is not None, "a preset degrades what is there"
             if 0 in hr.shape:
                 raise UserError(f"{self.references[name]}: too small to be reduced; remove it")
             self._made[name] = make_lr(hr, preset=self._preset, seed=self._seed, name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.controlnet import ControlNet
@@ -81,7 +82,7 @@ class DoSSR(nnx.Module):
         context: Array,
         hint: Array | None,
         *,
-        strength: Array | float = 1.0,
+        strength: ArrayLike = 1.0,
     ) -> Array:
         """Noise prediction e(x_t, t, context, hint).
 

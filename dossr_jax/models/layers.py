@@ -187,6 +187,7 @@ class ResBlock(nnx.Module):
         """x (b, h, w, c_in), temb (b, time_dim) -> (b, h, w, c_out)."""
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time is not None:
+            assert temb is not None
             h = h + self.time(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return h + (x if self.shortcut is None else self.shortcut(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from dossr_jax.config import RRDBConfig
 from dossr_jax.models.layers import Dtype, Factory, space_to_depth
@@ -32,9 +33,9 @@ class Refiner(nnx.Module):
         self.block = UPSCALE * config.fold
         self.conv_change = make.zero_conv(3 * self.block**2, config.num_features, 3)
 
-    def __call__(self, lr: Array, pre: Array, image: Array, detail: Array | float) -> Array:
+    def __call__(self, lr: Array, pre: Array, image: Array, detail: ArrayLike) -> Array:
         """lr (b, h, w, 3); pre, image (b, 4h, 4w, 3), all about [0, 1]; detail, a number."""
         change = (image - pre).astype(self.net.dtype)
         features = self.conv_change(space_to_depth(change, self.block))
-        out = enlarge(self.net(lr, features), image.shape[1:3])
+        out = enlarge(self.net(lr, features), (image.shape[1], image.shape[2]))
         return out + jnp.asarray(detail, change.dtype) * change

@@ -198,7 +198,7 @@ class Encoder(nnx.Module):
     def __init__(
         self, make: Factory, in_channels: int, config: UNetConfig, *, dtype: Dtype, remat: Remat
     ):
-        self.remat = remat
+        self.remat: Remat = remat
         self.time = TimeEmbedding(make, config.model_channels, config.time_dim, dtype=dtype)
         self.conv_in = make.conv(in_channels, config.model_channels)
         widths = [config.model_channels, *(m * config.model_channels for m in config.channel_mult)]
@@ -253,7 +253,7 @@ class UNet(nnx.Module):
     ):
         make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dtype = dtype
-        self.remat = remat
+        self.remat: Remat = remat
         self.encoder = Encoder(make, config.in_channels, config, dtype=dtype, remat=remat)
         skips = encoder_channels(config)
         c_in = skips[-1]

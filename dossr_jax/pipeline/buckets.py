@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class Buckets:
         units = round_up(-(-tile // unit), align)
         return cls(unit, align, max(units, 2 * align) if tile else None)
 
-    def tiling(self, canvas: Canvas) -> dict[str, int | None]:
+    def tiling(self, canvas: Canvas) -> dict[str, Any]:
         """The geometry of a class in dossr_jax.restore.Layout."""
         tile = self.tile if canvas.tiled else None
         return {"tile": tile, "overlap": self.overlap, "margin": self.overlap // 4}
@@ -101,7 +101,7 @@ class Buckets:
             places = round_up(places, devices)
         filled = [*images, *[images[-1]] * (places - len(images))]
         sides = canvas.height * self.unit_px, canvas.width * self.unit_px
-        tiles, count = self.tiles(canvas, [image.shape[:2] for image in images], places)
+        tiles, count = self.tiles(canvas, [_sides(image) for image in images], places)
         return Batch(
             lr=np.stack([pad_to(image, *sides) for image in filled]),
             size=np.array([image.shape[:2] for image in filled], np.int32),
@@ -113,9 +113,11 @@ class Buckets:
         """The smallest class that holds an image."""
         sides = self._units(height, width)
         if self.tile is None:
-            return Canvas(*(_grow(s, self.align, 8 * self.align) for s in sides), False)
+            height, width = (_grow(s, self.align, 8 * self.align) for s in sides)
+            return Canvas(height, width, False)
         if max(sides) > self.tile:
-            return Canvas(*(_grow(s, self.align, self.tile) for s in sides), True)
+            height, width = (_grow(s, self.align, self.tile) for s in sides)
+            return Canvas(height, width, True)
         side = self.tile
         while side // 2 >= max(*sides, _LEAST // self.unit) and side // 2 % self.align == 0:
             side //= 2
@@ -137,22 +139,28 @@ class Buckets:
           (int32 (n, 3) rows of image, row and column in units, how many of them are to run). The
           length n depends on the class and on `places` alone; it is 0 where there are no tiles.
         """
-        if not canvas.tiled:
+        if self.tile is None or not canvas.tiled:
             return np.zeros((0, 3), np.int32), 0
         rows = []
         for i, size in enumerate(sizes):
-            sides = (max(side, self.tile) for side in self._units(*size))
-            rows.append(np.insert(self._corners(*sides), 0, i, axis=1))
+            height, width = (max(side, self.tile) for side in self._units(*size))
+            rows.append(np.insert(self._corners(height, width), 0, i, axis=1))
         tiles = np.concatenate(rows)
         most = places * len(self._corners(canvas.height, canvas.width))
         return np.pad(tiles, ((0, most - len(tiles)), (0, 0))), len(tiles)
 
     def _units(self, height: int, width: int) -> tuple[int, int]:
         """Sides of an image in units, aligned."""
-        return tuple(round_up(-(-side // self.unit_px), self.align) for side in (height, width))
+        px = self.unit_px
+        return round_up(-(-height // px), self.align), round_up(-(-width // px), self.align)
 
     def _corners(self, height: int, width: int) -> np.ndarray:
+        assert self.tile is not None
         return plan_tiles(height, width, self.tile, self.overlap, self.align)
+
+
+def _sides(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.settings import Settings, make_settings
-from dossr_jax.restore import Images, Layout, restore
+from dossr_jax.restore import Layout, restore
 
 DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
@@ -35,6 +35,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Pixels of a result, and of the fourfold image before it: 2 GB for each copy of it in 8 bits.
 _MAX_PIXELS = 2**29
 
+Name = TypeVar("Name")
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 
 
@@ -58,7 +59,7 @@ class Restored:
 class _Job:
     """An image to restore, uint8 (h, w, 3)."""
 
-    id: Hashable
+    id: Any
     image: np.ndarray
     seed: int
 
@@ -69,7 +70,7 @@ class _Job:
     def problem(self, scale: float) -> UserError | None:
         """Why the image cannot be restored, if it cannot."""
         for factor in (UPSCALE, scale):
-            height, width = image_io.output_size(*self.image.shape[:2], factor)
+            height, width = image_io.output_size(self.image.shape[0], self.image.shape[1], factor)
             if height * width > _MAX_PIXELS:
                 return UserError(
                     f"{self.sides} pixels are {width}x{height} at scale {factor:g}, more than "
@@ -77,7 +78,7 @@ class _Job:
                 )
         return None
 
-    def finish(self, images: Images, scale: float, seconds: float) -> Restored:
+    def finish(self, images: Sequence[np.ndarray], scale: float, seconds: float) -> Restored:
         """The result: images of the canvas cut to this image, the last of them at `scale`."""
         height, width = self.image.shape[:2]
         pre, decoded, result = (s[: UPSCALE * height, : UPSCALE * width] for s in images)
@@ -97,7 +98,7 @@ class Upscaler:
         model: DoSSR,
         *,
         tile: int = DEFAULT_TILE,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
     ):
         """Wrap a loaded model.
@@ -136,7 +137,7 @@ class Upscaler:
         dtype: str = "float32",
         preprocessor: str | Path | None = None,
         tile: int = DEFAULT_TILE,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
     ) -> Upscaler:
         """Load a model that comes with the package, by name, or a converted one, by path.
@@ -164,7 +165,7 @@ class Upscaler:
         """Numbers of parameters, by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
         for path, value in nnx.to_flat_state(self._state):
-            counts[path[0]] = counts.get(path[0], 0) + value.size
+            counts[str(path[0])] = counts.get(str(path[0]), 0) + value.size
         return counts
 
     @property
@@ -208,8 +209,8 @@ class Upscaler:
         return ordered[0] if single else ordered
 
     def stream(
-        self, images: Iterable[tuple[Hashable, np.ndarray]], settings: Settings
-    ) -> Iterator[tuple[Hashable, Restored | UserError]]:
+        self, images: Iterable[tuple[Name, np.ndarray]], settings: Settings
+    ) -> Iterator[tuple[Name, Restored | UserError]]:
         """Restore images as they come, batching those that fit one program.
 
         Args:
@@ -241,8 +242,8 @@ class Upscaler:
 
     def _run(
         self, canvas: Canvas, jobs: Sequence[_Job], *options: Any
-    ) -> list[tuple[Hashable, Restored | UserError]]:
-        """Restore a batch, or say of every image in it that the memory does not do."""
+    ) -> Sequence[tuple[Any, Restored | UserError]]:
+        """Restore a batch, or report for each of its images that memory ran out."""
         try:
             return self._restore(canvas, jobs, *options)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -250,8 +251,7 @@ class Upscaler:
                 raise
             remedy = "reduce the tile or the batch size, or cut the image"
             return [
-                (job.id, UserError(f"{job.sides} pixels: not enough memory; {remedy}"))
-                for job in jobs
+                (job.id, UserError(f"{job.sides} pixels: out of memory; {remedy}")) for job in jobs
             ]
 
     def _restore(
@@ -261,7 +261,7 @@ class Upscaler:
         settings: Settings,
         controls: Controls,
         table: SolverTable,
-    ) -> list[tuple[Hashable, Restored]]:
+    ) -> list[tuple[Any, Restored]]:
         """Restore a batch: images of one class, no more than its capacity."""
         begin = time.perf_counter()
         batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
@@ -289,7 +289,7 @@ class Upscaler:
         images = [np.asarray(image) for image in restored]
         seconds = (time.perf_counter() - begin) / len(jobs)
         return [
-            (job.id, job.finish(Images(*(image[i] for image in images)), settings.scale, seconds))
+            (job.id, job.finish([image[i] for image in images], settings.scale, seconds))
             for i, job in enumerate(jobs)
         ]
 

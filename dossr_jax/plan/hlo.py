@@ -94,9 +94,11 @@ def _multiplicities(bodies: dict[str, list[str]]) -> dict[str, int]:
             loop, trips = _WHILE.search(line), _TRIPS.search(line)
             for listed in _CALLED.findall(line):
                 for callee in re.findall(r"[\w.\-]+", listed):
-                    repeated = loop is not None and callee == loop[1] and trips is not None
+                    repeats = 1
+                    if loop is not None and callee == loop[1] and trips is not None:
+                        repeats = int(trips[1])
                     if callee in bodies:
-                        calls[name].append((callee, int(trips[1]) if repeated else 1))
+                        calls[name].append((callee, repeats))
     times = dict.fromkeys(bodies, 0)
 
     def visit(name: str, factor: int) -> None:

@@ -93,7 +93,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
       quick: let XLA search less, for memory and counts instead of speed.
     """
     seconds = {}
-    common = _known_before(program, target, quick) | {"seconds": seconds}
+    common: dict[str, Any] = _known_before(program, target, quick) | {"seconds": seconds}
     with _timed(seconds, "trace"):
         traced = program.trace()
     with _timed(seconds, "lower"):

@@ -24,6 +24,7 @@ class Job(Protocol):
 
     def program(self, target: Slice, samples: int) -> Program:
         """The program that works on so many samples at a time, for the devices of a slice."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

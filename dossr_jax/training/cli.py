@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dossr_jax.config import TrainConfig
 from dossr_jax.errors import UserError
@@ -156,7 +157,7 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     if jax.process_index():
         return
     notes = {"recipe": f"{args.config}, {int(state.step)} steps"}
-    targets = [(args.output / "model.safetensors", None)]
+    targets: list[tuple[Path, Any]] = [(args.output / "model.safetensors", None)]
     if args.export:
         dtype = ml_dtypes.bfloat16 if args.export_dtype == "bfloat16" else None
         targets.append((args.export, dtype))

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from dossr_jax.config import TrainConfig
@@ -24,6 +25,7 @@ from dossr_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 _LINE_SECONDS = 30
+_PROTO: Any = event_pb2  # its classes are made when it is imported
 
 
 class Journal(contextlib.AbstractContextManager):
@@ -112,7 +114,7 @@ class Journal(contextlib.AbstractContextManager):
         last = step == self._config.steps
         if last or time.monotonic() - self._said > _LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(f"step {step}/{self._config.steps} {_text(metrics | pace)}")
+            self.say(f"step {step}/{self._config.steps} {_text({**metrics, **pace})}")
 
     def validation(self, step: int, metrics: Mapping[str, float], picture: np.ndarray) -> None:
         """Record a validation; `picture` (h, w, 3) uint8 goes to pictures/STEP.png."""
@@ -157,12 +159,12 @@ class _Board:
         """Open a file that takes the place of everything shown from step `purge` on."""
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".{step}")
-        again = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=purge, session_log=again))
+        again = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+        self._writer.write_event(_PROTO.Event(wall_time=time.time(), step=purge, session_log=again))
 
     def add(self, step: int, *summaries: summary.Summary) -> None:
         for each in summaries:
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=each))
+            self._writer.write_event(_PROTO.Event(wall_time=time.time(), step=step, summary=each))
         self._writer.flush()
 
     def close(self) -> None:

@@ -108,7 +108,11 @@ def train(
         step, validated = start.step, start.validated or validate is None
         while True:
             stopping, last = stop.reached(step), step == config.steps
-            if not (validated or stopping) and (_due(step, config.validate_every) or last):
+            if (
+                validate
+                and not (validated or stopping)
+                and (_due(step, config.validate_every) or last)
+            ):
                 with journal.aside():
                     journal.validation(step, *validate(state))
                 validated = True

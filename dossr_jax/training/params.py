@@ -17,7 +17,7 @@ from dossr_jax.config import DoSSRConfig, TrainConfig
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages.base import Stage
 
-Params = dict[str, Array]
+Params = dict[str, Any]  # arrays, or their shapes, by dotted name
 
 _LORA = "lora."
 _LORA_A, _LORA_B = ".a", ".b"
@@ -51,7 +51,7 @@ def lora_start(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return (rng.standard_normal(shape) * shape[0] ** -0.5).astype(np.float32)
 
 
-def with_lora(params: Mapping[str, Array]) -> dict[str, Array]:
+def with_lora(params: Mapping[str, Any]) -> Params:
     """Parameters with every low-rank update added to its projection, and the factors gone."""
     merged = {name: value for name, value in params.items() if not name.startswith(_LORA)}
     for name, a in params.items():
@@ -84,7 +84,7 @@ def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(param.shape) for name, param in weights.names_and_params(model)}
 
 
-def build(graphdef: nnx.GraphDef, params: Mapping[str, Array]) -> DoSSR:
+def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> DoSSR:
     """The model with the given parameters, LoRA factors merged."""
     tree: dict[Any, Any] = {}
     for name, value in with_lora(params).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,8 @@ def make_train_step(
         else:
             grads, metrics = _accumulate(one, batch, microbatches, mesh)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.learn)
-        learn = optax.apply_updates(state.learn, updates)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "rate": rate(state.step)}
+        learn = cast(Params, optax.apply_updates(state.learn, updates))
+        metrics |= {"grad_norm": optax.tree.norm(grads), "rate": jnp.asarray(rate(state.step))}
         new = TrainState(
             step=state.step + 1,
             key=state.key,
@@ -110,8 +110,8 @@ def _update_ema(decay: float, state: TrainState, learn: Params) -> Params:
     """EMA weights; the decay warms up, or they would remember the initial weights."""
     if not decay:
         return {}
-    decay = jnp.minimum(decay, (1 + state.step) / (_EMA_WARMUP + state.step))
-    return {name: p + decay * (state.ema[name] - p) for name, p in learn.items()}
+    warm = jnp.minimum(decay, (1 + state.step) / (_EMA_WARMUP + state.step))
+    return {name: p + warm * (state.ema[name] - p) for name, p in learn.items()}
 
 
 def make_eval_step(

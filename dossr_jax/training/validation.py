@@ -113,7 +113,7 @@ def _time_range(config: TrainConfig) -> tuple[int, int] | None:
 
 
 def _spread(low: float, high: float, count: int) -> np.ndarray:
-    return np.int32(low + (high - low) * (np.arange(count) + 0.5) / count)
+    return (low + (high - low) * (np.arange(count) + 0.5) / count).astype(np.int32)
 
 
 def spread_times(config: TrainConfig, count: int) -> np.ndarray | None:

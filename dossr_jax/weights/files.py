@@ -58,7 +58,10 @@ def open_model(path: str | Path) -> ModelFile:
     if path.is_dir():
         config, arrays = read_orbax(path)
         shapes = {name: array.shape for name, array in arrays.items()}
-        names, shape, read = set(arrays), shapes.__getitem__, arrays.__getitem__
+        names, read = set(arrays), arrays.__getitem__
+
+        def shape(name: str) -> tuple[int, ...]:
+            return shapes[name]
     else:
         file = SafetensorsFile(path)
         config, names, read = read_config(path, file.metadata), set(file.names), file.read

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
         values: Sequence[_Leaf],
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,
-    ) -> Sequence[ocp.future.Future]:
+    ) -> Sequence[Any]:
         start, group, size = 0, [], 0
         for stop, leaf in enumerate(values, 1):
             group.append(np.asarray(leaf.arrays[leaf.name], order="C"))

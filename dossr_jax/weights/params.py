@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 
 Shape = tuple[int, ...]
+M = TypeVar("M", bound=nnx.Module)
 
 
 def names_and_params(model: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
@@ -31,7 +32,7 @@ class _OneKey:
         return jax.random.key(0)
 
 
-def make_abstract(make: Callable[[Any], nnx.Module]) -> nnx.Module:
+def make_abstract(make: Callable[[Any], M]) -> M:
     """The module that `make(rngs)` builds, with shapes in place of arrays: no time, no memory."""
     return nnx.eval_shape(lambda: make(_OneKey()))
 

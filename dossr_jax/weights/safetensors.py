@@ -32,8 +32,11 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 class Tensor(Protocol):
     """What :func:`write_safetensors` needs to know before it asks for the data."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
 
 def write_safetensors(

@@ -60,7 +60,7 @@ def draw_spec(seed: int) -> Spec:
     )
     vae = VAEConfig(
         base_channels=one_of(32, 64),
-        channel_mult=one_of((1, 2), (1, 1), (2, 1), (1, 2, 2)),
+        channel_mult=one_of((1, 2), (1, 1), (1, 3), (1, 2, 2)),
         num_res_blocks=one_of(1, 2),
         scale_factor=one_of(0.18215, 0.3, 0.13025),
     )

@@ -63,7 +63,7 @@ def degrade(keys: jax.Array, hr: jax.Array, table: Table, *, scale: int) -> jax.
     """
     if table.outline.scale != scale or hr.shape[1] % scale or hr.shape[2] % scale:
         raise ValueError(f"scale {scale}, presets of {table.outline.scale}, images {hr.shape}")
-    shape = hr.shape[1:3]
+    shape = hr.shape[1], hr.shape[2]
     plans = jax.vmap(lambda key: draw_plan(key, table, shape))(keys)
     lr = lax.platform_dependent(
         plans,
@@ -119,7 +119,7 @@ class Chain:
 
     @property
     def _lr_shape(self) -> Side:
-        return tuple(side // self.outline.scale for side in self.shape)
+        return self.shape[0] // self.outline.scale, self.shape[1] // self.outline.scale
 
     def _before(self, plan: Plan, x: jax.Array) -> jax.Array:
         """All before the first resize."""
@@ -186,4 +186,4 @@ def _compressed(x: jax.Array, size: jax.Array, step: Jpeg, apply: jax.Array) -> 
 
 
 def _canvas(shape: Side, factor: float) -> Side:
-    return tuple(math.ceil(factor * side) for side in shape)
+    return math.ceil(factor * shape[0]), math.ceil(factor * shape[1])

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dossr_jax.data.degradation.arithmetic import add_up
+
 Correlate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 # What `correlate_separable` may leave out of an image in [0, 1]: a 400th of an 8-bit level.
@@ -50,8 +52,8 @@ def correlate_separable(image: jax.Array, valid: jax.Array, kernel: jax.Array) -
     # XLA stores the columns' sums instead of computing them again for each of a row's: it does
     # so where they are used more than 15 times, and a row has 21 weights.
     def add(term: jax.Array, total: jax.Array) -> jax.Array:
-        down = sum(columns[term, i] * x[:, i : i + height] for i in range(side))
-        return total + sum(rows[term, i] * down[:, :, i : i + width] for i in range(side))
+        down = add_up(columns[term, i] * x[:, i : i + height] for i in range(side))
+        return total + add_up(rows[term, i] * down[:, :, i : i + width] for i in range(side))
 
     return lax.fori_loop(0, terms, add, jnp.zeros_like(image))
 
@@ -137,8 +139,8 @@ def _product(subscripts: str, *factors: jax.Array | np.ndarray) -> jax.Array:
     return jnp.einsum(subscripts, *factors, precision=lax.Precision.HIGHEST)
 
 
-def _reflected(i: np.ndarray, size: jax.Array) -> jax.Array:
-    """Where index i of a reflected axis lies inside it, for any i and any size from 1."""
+def _reflected(index: np.ndarray | jax.Array, size: jax.Array) -> jax.Array:
+    """Where an index of a reflected axis lies inside it, for any index and any size from 1."""
     period = jnp.maximum(2 * (size - 1), 1)
-    i = jnp.mod(i, period)
+    i = jnp.mod(index, period)
     return jnp.minimum(i, period - i)

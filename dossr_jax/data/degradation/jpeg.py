@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dossr_jax.data.degradation.arithmetic import add_up
+
 # ITU-T T.81, annex K, but turned over: Real-ESRGAN applies the luma table with its axes exchanged
 # (rows are horizontal frequencies in the standard), and so do the models trained with it.
 LUMA_TABLE = np.array(
@@ -66,17 +68,17 @@ def jpeg(image: jax.Array, valid: jax.Array, quality: jax.Array) -> jax.Array:
     inside = (jnp.arange(height) < valid[0])[:, None] & (jnp.arange(width) < valid[1])[None]
     black = jnp.where(inside[None], image, 0.0)
     black = jnp.pad(black, ((0, 0), (0, -height % 16), (0, -width % _GROUP)))
-    planes = [sum(255 * m * black[c] for c, m in enumerate(row)) for row in _TO_YCC]
+    planes = [add_up(255 * m * black[c] for c, m in enumerate(row)) for row in _TO_YCC]
     factor = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality) / 100
     ycc = [
         _quantised(planes[0] - 128, LUMA_TABLE * factor, repeat=1) + 128,
         *(_quantised(plane, CHROMA_TABLE * factor, repeat=2) for plane in planes[1:]),
     ]
-    rgb = jnp.stack([sum(m * ycc[c] for c, m in enumerate(row) if m) for row in _TO_RGB])
+    rgb = jnp.stack([add_up(m * ycc[c] for c, m in enumerate(row) if m) for row in _TO_RGB])
     return jnp.clip(rgb[:, :height, :width] / 255, 0, 1)
 
 
-def _quantised(plane: jax.Array, table: jax.Array, *, repeat: int) -> jax.Array:
+def _quantised(plane: jax.Array, table: jax.Array | np.ndarray, *, repeat: int) -> jax.Array:
     """A plane (h, w) whose coefficients are rounded to multiples of the table (8, 8).
 
     One value of the 8x8 of a block is the mean of `repeat` x `repeat` pixels.
@@ -96,7 +98,8 @@ def _transform_rows(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     height, width = x.shape
     blocks = x.reshape(height // inputs, inputs, width)
     # A sum rather than a product: XLA would turn the blocks over before and after that.
-    blocks = sum(matrix[None, :, i, None] * blocks[:, i : i + 1] for i in range(inputs))
+    rows = jnp.asarray(matrix)
+    blocks = add_up(rows[None, :, i, None] * blocks[:, i : i + 1] for i in range(inputs))
     return blocks.reshape(height // inputs * outputs, width)
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dossr_jax.data.degradation.arithmetic import add_up
+
 NONE, GAUSSIAN, POISSON = range(3)
 
 _LUMA = (0.2989, 0.587, 0.114)
@@ -57,7 +59,7 @@ def add_noise(image: jax.Array, valid: jax.Array, noise: Noise, levels: Levels) 
         counts = poisson_counts(rate, uniform(noise.seed, planes.shape))
         return (counts / full - clean) * noise.strength
 
-    luma = sum(m * image[c] for c, m in enumerate(_LUMA))[None]
+    luma = add_up(m * image[c] for c, m in enumerate(_LUMA))[None]
     # Grey noise is drawn for one plane: a third of the work.
     added = [
         lambda draw=draw, planes=planes: jnp.clip(image + draw(planes), 0, 1)
@@ -104,7 +106,7 @@ def levels_reduce(level: jax.Array) -> jax.Array:
     return jnp.sum(lax.population_count(found).astype(jnp.int32))
 
 
-def uniform(seed: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def uniform(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Uniform draws of a seed (2,) uint32 for the pixels of (c, h, w), inside (0, 1)."""
     c, y, x = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     # The channel goes into a word of the seed, an odd step apart. One word of the four is used:

@@ -9,16 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dossr_jax.data.degradation import kernels
 from dossr_jax.data.degradation import noise as noise_lib
+from dossr_jax.data.degradation.arithmetic import add_up
 from dossr_jax.data.degradation.noise import Noise
 from dossr_jax.data.degradation.presets import (
     BlurOdds,
     JpegOdds,
     NoiseOdds,
     Pass,
-    Range,
     ResizeOdds,
     Table,
 )
@@ -77,7 +78,7 @@ def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
     preset = jax.tree.map(lambda column: jnp.asarray(column)[row], table.presets)
     passes = jax.tree.map(lambda *pair: jnp.stack(pair), preset.first, preset.second)
     hr, lr = (np.array(shape) // scale for scale in (1, table.outline.scale))
-    drawn = jax.vmap(_pass)(jnp.stack(pass_bits), passes, np.stack([hr, lr]))
+    drawn = jax.vmap(_pass)(jnp.stack(pass_bits), passes, jnp.asarray(np.stack([hr, lr])))
     first, second = (jax.tree.map(lambda pair, i=i: pair[i], drawn) for i in range(2))
     # The first resize is given a scale factor, the others a size.
     ratio = first.resize.size / second.resize.size
@@ -111,15 +112,16 @@ def _pass(bits: jax.Array, odds: Pass, shape: jax.Array) -> PassPlan:
 Draws = Iterator[jax.Array]
 
 
-def _between(draws: Draws, bounds: Range) -> jax.Array:
-    return bounds[0] + next(draws) * (bounds[1] - bounds[0])
+def _between(draws: Draws, bounds: tuple[ArrayLike, ArrayLike]) -> jax.Array:
+    low, high = map(jnp.asarray, bounds)
+    return low + next(draws) * (high - low)
 
 
 def _choice(draws: Draws, odds: tuple[jax.Array, ...]) -> jax.Array:
     """Index drawn with these odds."""
     draw = next(draws) * sum(odds)  # which may be a little off one
     edges = itertools.accumulate(odds[:-1])
-    return sum((draw >= edge).astype(jnp.int32) for edge in edges)
+    return add_up((draw >= edge).astype(jnp.int32) for edge in edges)
 
 
 def _size(draws: Draws) -> jax.Array:

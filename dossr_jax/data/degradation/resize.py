@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dossr_jax.data.degradation.arithmetic import add_up
+
 MODES = ("area", "bilinear", "bicubic", "antialiased")
 
 _SHORT = 4  # inputs in the longest window of "bicubic"
@@ -102,13 +104,11 @@ def resize_dense(
 
 def _gather_four(line: _Line, x: jax.Array, first: jax.Array, weights: jax.Array) -> jax.Array:
     inputs = [_rows(x, first + tap, line.inputs) for tap in range(_SHORT)]
-    return sum(weights[None, :, tap, None] * inputs[tap] for tap in range(_SHORT))
+    return add_up(weights[None, :, tap, None] * inputs[tap] for tap in range(_SHORT))
 
 
 def _gather_loop(line: _Line, x: jax.Array, first: jax.Array, weights: jax.Array) -> jax.Array:
-    Carry = tuple[jax.Array, jax.Array, jax.Array]
-
-    def add(tap: jax.Array, carry: Carry) -> Carry:
+    def add(tap: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         total, sums, weight = carry  # the weights, too: they are the next tap's by then
         total = total + weight[None, :, None] * _rows(x, first + tap, line.inputs)
         return total, sums + weight, line.weights((first + tap + 1)[:, None])[:, 0]

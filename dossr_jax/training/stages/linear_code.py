@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import space_to_depth
@@ -45,7 +46,7 @@ def start_from_linear_code(model: DoSSR, images: np.ndarray) -> None:
     gain = np.sqrt((anchor**2 + wanted**2) / 2)  # what the norm divides by
     plus = width * np.arange(z)
 
-    def spread(conv: nnx.Conv, matrix: np.ndarray, offset: np.ndarray) -> None:
+    def spread(conv: Any, matrix: np.ndarray, offset: np.ndarray) -> None:
         """First convolution: group g starts as (p_g, -p_g, K, -K) with p = x matrix + offset."""
         kernel, bias = np.array(conv.kernel[...]), np.array(conv.bias[...])
         taken = plus[:, None] + np.arange(width)
@@ -55,7 +56,7 @@ def start_from_linear_code(model: DoSSR, images: np.ndarray) -> None:
         bias[plus + 2], bias[plus + 3] = anchor, -anchor
         conv.kernel[...], conv.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
 
-    def collect(conv: nnx.Conv, matrix: np.ndarray, offset: np.ndarray) -> None:
+    def collect(conv: Any, matrix: np.ndarray, offset: np.ndarray) -> None:
         """Last convolution: p matrix + offset out of the groups."""
         kernel = np.zeros_like(conv.kernel[...])
         kernel[1, 1, plus], kernel[1, 1, plus + 1] = gain[:, None] * matrix, -gain[:, None] * matrix
@@ -69,5 +70,6 @@ def start_from_linear_code(model: DoSSR, images: np.ndarray) -> None:
     collect(encoder.conv_out, mean, np.repeat([0.0, _START_LOGVAR], z))
     spread(decoder.conv_in, np.eye(z), np.zeros(z))
     collect(decoder.conv_out, (axes * (deviation / wanted)).T, center)
-    for conv in (encoder.quant_conv, decoder.post_quant_conv):
+    convs: tuple[Any, ...] = encoder.quant_conv, decoder.post_quant_conv
+    for conv in convs:
         conv.kernel[...] = jnp.eye(conv.kernel.shape[-1])[None, None]

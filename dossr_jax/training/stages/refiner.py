@@ -68,6 +68,7 @@ class RefinerStage(Stage):
         """
         hr = sharpen_images(inputs.hr, self.sharpen) if self.sharpen else inputs.hr
         unrefined = jax.lax.stop_gradient(sample_images(model, inputs, refine=False))
+        assert model.refiner is not None
         pre, fixed = unrefined.pre_restored, unrefined.result
         out = model.refiner(inputs.lr, pre, fixed, _DETAIL).astype(jnp.float32)
         loss = mean_of(jnp.abs(hr - out)) + coarse_error(hr - out, self.coarse_weights)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dossr_jax.config import configuration
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.vae import posterior, posterior_mode, posterior_sample
+from dossr_jax.models.vae import VAE, posterior, posterior_mode, posterior_sample
 from dossr_jax.training.samples import Draw, Inputs, draw_normal
 from dossr_jax.training.stages.base import Metrics, Stage, mean_of, psnr
 from dossr_jax.training.stages.linear_code import start_from_linear_code
@@ -64,9 +64,9 @@ def set_scale_factor(model: DoSSR, images: np.ndarray) -> None:
     standard deviation."""
 
     @nnx.jit
-    def encode(vae: nnx.Module, images: jax.Array) -> jax.Array:
+    def encode(vae: VAE, images: jax.Array) -> jax.Array:
         return vae.encode(2 * images.astype(jnp.float32) / 255 - 1)
 
-    factor = round(1 / float(jnp.std(posterior_mode(encode(model.vae, images)))), 5)
+    factor = round(1 / float(jnp.std(posterior_mode(encode(model.vae, jnp.asarray(images))))), 5)
     vae = dataclasses.replace(model.config.vae, scale_factor=factor)
     model.config = dataclasses.replace(model.config, vae=vae)
