@@ -15,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Int, Key, Shaped, UInt8
 
 from dossr_jax.config.sampler import ColorFix
+
+Image = Float[Array, "b h w c"]
+Sizes = Int[Array, "b 2"]
 
 _DILATIONS = (1, 2, 4, 8, 16)
 _ADAIN_EPS = 1e-5
 
 
-def wavelet_fix(image: Array, reference: Array, size: Array) -> Array:
+def wavelet_fix(image: Image, reference: Image, size: Sizes) -> Image:
     """Replace the low band of `image` by that of `reference`, keeping its five high bands.
 
     `image` and `reference`: (b, h, w, c) of one dtype, float32 or float64; `size`: (b, 2).
@@ -32,12 +36,12 @@ def wavelet_fix(image: Array, reference: Array, size: Array) -> Array:
     return image + _low_band(reference - image, size, _DILATIONS)
 
 
-def detail_fix(image: Array, reference: Array, size: Array) -> Array:
+def detail_fix(image: Image, reference: Image, size: Sizes) -> Image:
     """:func:`wavelet_fix` that keeps the two finest bands only: detail, 1.6 px of deviation."""
     return image + _low_band(reference - image, size, _DILATIONS[:2])
 
 
-def adain_fix(image: Array, reference: Array, size: Array) -> Array:
+def adain_fix(image: Image, reference: Image, size: Sizes) -> Image:
     """Give every channel of `image` the mean and the standard deviation of `reference`.
 
     Statistics are over the valid part, the deviation unbiased with 1e-5 added to the variance.
@@ -48,7 +52,9 @@ def adain_fix(image: Array, reference: Array, size: Array) -> Array:
     return (image - mean) / std * std_ref + mean_ref
 
 
-def color_fix(kind: ColorFix, image: Array, reference: Array, size: Array) -> Array:
+def color_fix(
+    kind: ColorFix, image: Image, reference: Image, size: Sizes
+) -> Float[Array, "b h w c"]:
     """Apply the colour fix named `kind`; "none" returns `image`. Unknown names: ValueError.
 
     "residual" is "wavelet" for an `image` without the autoencoder's error, as restore makes it.
@@ -101,7 +107,9 @@ def _mean_std(x: Array, size: Array) -> tuple[Array, Array]:
     return mean, jnp.sqrt(variance + _ADAIN_EPS)
 
 
-def pixels_to_uint8(image: Array, *, truncate: bool = False) -> Array:
+def pixels_to_uint8(
+    image: Float[Array, "*shape"], *, truncate: bool = False
+) -> UInt8[Array, "*shape"]:
     """Floats in [0, 1] (clipped) as uint8 of the same shape.
 
     Rounds to nearest; `truncate` drops the fraction, as the published PyTorch release does.
@@ -110,7 +118,7 @@ def pixels_to_uint8(image: Array, *, truncate: bool = False) -> Array:
     return (jnp.floor(levels) if truncate else jnp.round(levels)).astype(jnp.uint8)
 
 
-def reflect_indices(size: int, length: int) -> np.ndarray:
+def reflect_indices(size: int, length: int) -> Int[np.ndarray, " length"]:
     """Source positions (`length`,) of `size` samples continued by mirroring at their ends.
 
     The end samples are not repeated; mirroring goes on for any length; one sample is constant.
@@ -122,7 +130,9 @@ def reflect_indices(size: int, length: int) -> np.ndarray:
     return np.minimum(index, period - index) if size > 1 else index
 
 
-def pad_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def pad_to(
+    image: Shaped[np.ndarray, "h w c"], height: int, width: int
+) -> Shaped[np.ndarray, "{height} {width} c"]:
     """Continue `image` (h, w, c), on the host, to (height, width, c) by reflection.
 
     New rows come below and new columns on the right, in any number. Raises ValueError where the
@@ -137,7 +147,7 @@ def pad_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def position_noise(
     key: Array, height: int, width: int, channels: int, dtype: DTypeLike = jnp.float32
-) -> Array:
+) -> Float[Array, "{height} {width} {channels}"]:
     """Standard normal noise (height, width, channels), a function of the key and the position.
 
     The value at (row, col) depends on `key`, row, col and `channels` only: a larger canvas
@@ -155,7 +165,7 @@ def position_noise(
 
 
 def batch_position_noise(
-    keys: Array, height: int, width: int, channels: int, dtype: DTypeLike = jnp.float32
-) -> Array:
+    keys: Key[Array, " b"], height: int, width: int, channels: int, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "b {height} {width} {channels}"]:
     """:func:`position_noise` of every key: keys (b,) to noise (b, height, width, channels)."""
     return jax.vmap(lambda key: position_noise(key, height, width, channels, dtype))(keys)

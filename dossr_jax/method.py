@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ Sizes = Int[Array, "b 2"]
 Shape = tuple[int, int, int]  # of a latent
 
 
+@runtime_checkable
 class Apply(Protocol):
     """Runs a network over canvases: (fn, inputs, pixels per latent position of each input and of
     the output, output channels) -> output, float32 at least."""
@@ -226,7 +227,7 @@ def decode_latents(
 
 def restore_images(
     model: DoSSR,
-    lr: Image,
+    lr: Float[Array, "b lr_h lr_w c"],
     pre: Image,
     size: Sizes,
     *,

@@ -1,4 +1,4 @@
-"""How close an image is to its reference: PSNR and SSIM, one number an image, pure jnp.
+"""How close an image is to its reference: PSNR and SSIM, one number per image, pure jnp.
 
 Images are NHWC floats. Results agree with scikit-image to 1e-6 in float64; in float32 to 1e-4 dB
 (PSNR) and 1e-5 (SSIM).
@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
+
+Image = Float[Array, "b h w c"]
 
 # BT.601 luma of RGB in [0, 1], in 8-bit video range.
 LUMA = (65.481, 128.553, 24.966)
@@ -17,10 +20,10 @@ LUMA_OFFSET = 16.0
 WINDOW = 11  # side of SSIM's Gaussian window
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
-_BLOCK = 64  # places of a line that one product works on
+_BLOCK = 64  # positions of a line per product
 
 
-def luma(image: Array) -> Array:
+def luma(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 1"]:
     """Y of RGB images (b, h, w, 3) in [0, 1]: (b, h, w, 1) from 16 to 235, not rounded.
 
     The channel that super-resolution papers measure; its data range is 255.
@@ -29,19 +32,19 @@ def luma(image: Array) -> Array:
     return LUMA_OFFSET + jnp.sum(image * weights, axis=-1, keepdims=True)
 
 
-def psnr(image: Array, reference: Array, *, data_range: float) -> Array:
+def psnr(image: Image, reference: Image, *, data_range: float) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio in dB of images (b, h, w, c), (b,); inf for equal ones."""
     error = jnp.mean(jnp.square(image - reference), axis=(1, 2, 3))
     return 10 * jnp.log10(data_range**2 / error)
 
 
-def ssim(image: Array, reference: Array, *, data_range: float) -> Array:
+def ssim(image: Image, reference: Image, *, data_range: float) -> Float[Array, " b"]:
     """Structural similarity of images (b, h, w, c), the mean over :func:`ssim_map`, (b,)."""
     return jnp.mean(ssim_map(image, reference, data_range=data_range), axis=(1, 2, 3))
 
 
-def ssim_map(image: Array, reference: Array, *, data_range: float) -> Array:
-    """Structural similarity at every place where the window fits, (b, h - 10, w - 10, c).
+def ssim_map(image: Image, reference: Image, *, data_range: float) -> Float[Array, "b h-10 w-10 c"]:
+    """Structural similarity at every position where the window fits, (b, h - 10, w - 10, c).
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004:
     a Gaussian window of 11x11 with deviation 1.5, population statistics, K1 = 0.01 and K2 = 0.03.
@@ -63,7 +66,9 @@ def ssim_map(image: Array, reference: Array, *, data_range: float) -> Array:
     return similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
 
 
-def multiscale_ssim(image: Array, reference: Array, *, data_range: float, scales: int) -> Array:
+def multiscale_ssim(
+    image: Image, reference: Image, *, data_range: float, scales: int
+) -> Float[Array, " b"]:
     """Mean of :func:`ssim` of images (b, h, w, c) at full size and halved once, twice, ..., (b,).
 
     The plain mean, over all channels, where MS-SSIM (Wang et al., 2003) takes a weighted product.
@@ -79,7 +84,7 @@ def multiscale_ssim(image: Array, reference: Array, *, data_range: float, scales
     return jnp.stack(values).mean(axis=0)
 
 
-def halve(x: Array) -> Array:
+def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """Means of 2x2 places, (b, h/2, w/2, c) of (b, h, w, c) with even sides."""
     b, h, w, c = x.shape
     return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))

@@ -13,13 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Shaped
+
+AnyArray = Array | np.ndarray
 
 # Weight of a tile's margin. Where tiles overlap it is nothing against the neighbour's weight;
 # where a tile is alone (the borders of the image) normalising makes it one.
 _MARGIN_WEIGHT = 1e-6
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
+def plan_tiles(
+    height: int, width: int, tile: int, overlap: int, align: int = 1
+) -> Int[np.ndarray, "n 2"]:
     """Top-left corners, int32 (n, 2) row-major, of `tile`-sided tiles covering height x width.
 
     All arguments are in units. Corners are multiples of `align`, neighbours share at least
@@ -46,7 +52,7 @@ def _plan_axis(length: int, tile: int, overlap: int, align: int) -> np.ndarray:
     return (np.arange(steps + 1) * span // max(steps, 1) * align).astype(np.int32)
 
 
-def window(side: int, overlap: int, margin: int = 0) -> np.ndarray:
+def window(side: int, overlap: int, margin: int = 0) -> Float[np.ndarray, "{side} {side}"]:
     """Blend weights of a tile, float64 (side, side), in (0, 1]; all arguments in pixels.
 
     Along each axis the weight rises as sin^2 over the outer `overlap` pixels and is 1 between.
@@ -66,9 +72,9 @@ def window(side: int, overlap: int, margin: int = 0) -> np.ndarray:
 
 def tiled(
     fn: Callable[..., Array],
-    inputs: Sequence[Array],
-    tiles: Array,
-    count: Array,
+    inputs: Sequence[Shaped[Array, "b _ _ _"]],
+    tiles: Int[AnyArray, "n 3"],
+    count: ArrayLike,
     *,
     tile: int,
     overlap: int,
@@ -78,7 +84,7 @@ def tiled(
     batch: int,
     margin: int = 0,
     constrain: Callable[[Array], Array] | None = None,
-) -> Array:
+) -> Float[Array, "b _ _ {out_channels}"]:
     """Apply `fn` to `batch` tiles at a time and blend the results on one canvas per image.
 
     Args:

@@ -11,6 +11,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Shapes and dtypes in the signatures of the pure modules are checked in every call of the tests.
+install_import_hook(
+    [
+        "dossr_jax.diffusion",
+        "dossr_jax.image",
+        "dossr_jax.method",
+        "dossr_jax.metrics",
+        "dossr_jax.refinement",
+        "dossr_jax.tiling",
+    ],
+    "beartype.beartype",
+)
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -102,12 +102,6 @@ def test_statistics_stay_exact_on_large_images():
     assert abs(centred.mean()) < 1e-8
 
 
-def test_unknown_color_fix_is_an_error():
-    x = jnp.zeros((1, 2, 2, 3))
-    with pytest.raises(ValueError, match="wavelet, residual, adain, none"):
-        image.color_fix("sepia", x, x, full_size(x))
-
-
 def test_pixels_to_uint8_rounds_and_clips():
     x = jnp.asarray([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 2.0])
     assert image.pixels_to_uint8(x).tolist() == [0, 0, 0, 1, 255, 255, 255]

@@ -61,14 +61,14 @@ def test_luma_is_video_range_bt601():
 
 
 def test_equal_images_are_perfect():
-    image, _ = photos("float32")
+    image = jnp.asarray(photos("float32")[0])
     assert np.isinf(metrics.psnr(image, image, data_range=1.0)).all()
     np.testing.assert_allclose(metrics.ssim(image, image, data_range=1.0), 1, rtol=1e-6)
 
 
 def test_an_image_stands_for_itself_alone():
     """Numbers of an image depend on no other of its batch; SSIM does not mind which is first."""
-    image, reference = photos("float32")
+    image, reference = map(jnp.asarray, photos("float32"))
     for fn in (metrics.psnr, metrics.ssim):
         whole = fn(image, reference, data_range=1.0)
         single = [fn(image[i : i + 1], reference[i : i + 1], data_range=1.0)[0] for i in range(3)]
@@ -83,7 +83,7 @@ def test_too_small_for_the_window_is_an_error():
 
 def test_multiscale_ssim_is_the_mean_over_halved_images():
     image, reference = (jnp.asarray(a) for a in photos("float32", (2, 48, 64, 3)))
-    halved = [np.asarray(a).reshape(2, 24, 2, 32, 2, 3).mean((2, 4)) for a in (image, reference)]
+    halved = [a.reshape(2, 24, 2, 32, 2, 3).mean((2, 4)) for a in (image, reference)]
     got = metrics.multiscale_ssim(image, reference, data_range=1.0, scales=2)
     want = metrics.ssim(image, reference, data_range=1.0) + metrics.ssim(*halved, data_range=1.0)
     np.testing.assert_allclose(got, want / 2, rtol=1e-6)

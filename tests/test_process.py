@@ -51,7 +51,7 @@ def test_training_pass_equals_the_release(golden, suffix, dtype, tol):
 @given(st.integers(0, 999), st.integers(0, 2**31))
 def test_eps_and_x0_invert_each_other(t, seed):
     rng = np.random.default_rng(seed)
-    x, eps = rng.standard_normal((2, 1, 2, 2, 1))
+    x, eps = jnp.asarray(rng.standard_normal((2, 1, 2, 2, 1)))
     alpha, sigma, _ = _levels(np.array([t]))
     x0 = process.eps_to_x0(x, eps, alpha, sigma)
     np.testing.assert_allclose(process.x0_to_eps(x, x0, alpha, sigma), eps, atol=1e-12)
@@ -59,7 +59,7 @@ def test_eps_and_x0_invert_each_other(t, seed):
 
 def test_ends_of_the_forward_process():
     rng = np.random.default_rng(0)
-    x0, x_lr, eps = rng.standard_normal((3, 1, 4, 4, 2))
+    x0, x_lr, eps = jnp.asarray(rng.standard_normal((3, 1, 4, 4, 2)))
     first = process.q_sample(x0, x_lr, *_levels(np.array([0])), eps)
     np.testing.assert_allclose(first, x0, atol=0.2)
     alpha, sigma, eta = _levels(np.array([700]))
@@ -68,7 +68,7 @@ def test_ends_of_the_forward_process():
     )
 
 
-def test_gather_broadcasts_scalars_and_maps():
+def test_levels_broadcast_scalars_and_maps():
     t = jnp.array([3, 998])
     assert process.take_levels(jnp.asarray(SCHEDULE.eta), t).shape == (2, 1, 1, 1)
     shared = jnp.asarray(SCHEDULE.eta.reshape(-1, 1, 1, 1, 1) * np.ones((1, 2, 3, 1)))
@@ -82,7 +82,7 @@ def test_gather_broadcasts_scalars_and_maps():
 
 def test_perfect_prediction_has_no_loss():
     rng = np.random.default_rng(1)
-    x0, eps = rng.standard_normal((2, 3, 4, 4, 2))
+    x0, eps = jnp.asarray(rng.standard_normal((2, 3, 4, 4, 2)))
     alpha, sigma, _ = _levels(np.array([0, 10, 400]))
     # Without a shift the noise that was added predicts x0 exactly.
     x = process.q_sample(x0, x0, alpha, sigma, jnp.zeros_like(alpha), eps)
@@ -92,13 +92,13 @@ def test_perfect_prediction_has_no_loss():
 @laws
 @given(st.floats(-2, 8))
 def test_guidance_is_linear_in_its_scale(scale):
-    cond, uncond = np.random.default_rng(2).standard_normal((2, 1, 2, 2, 1))
+    cond, uncond = jnp.asarray(np.random.default_rng(2).standard_normal((2, 1, 2, 2, 1)))
     out = jax.jit(process.guide)(cond, uncond, scale)
     np.testing.assert_allclose(out, (1 - scale) * uncond + scale * cond, atol=1e-12)
 
 
 def test_guidance_and_fidelity_ends():
-    a, b = np.random.default_rng(3).standard_normal((2, 1, 2, 2, 1))
+    a, b = jnp.asarray(np.random.default_rng(3).standard_normal((2, 1, 2, 2, 1)))
     np.testing.assert_allclose(process.guide(a, b, 1.0), a, rtol=1e-14)
     np.testing.assert_array_equal(process.guide(a, b, 0.0), b)
     np.testing.assert_array_equal(process.toward_lr(a, b, 0.0), a)
