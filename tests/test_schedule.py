@@ -147,7 +147,8 @@ def test_asinh_coordinate_is_a_mean_over_deviations_and_finite_at_both_ends():
     s = np.linspace(*GRID_DEVIATIONS, 20_001)
     for lam in (0.03, 1.0, 50.0):
         mean = np.trapezoid(1 / np.sqrt(s**2 + lam**2), s)
-        assert asinh_coordinate(lam, GRID_DEVIATIONS) == pytest.approx(mean, rel=1e-5)
+        coordinate = asinh_coordinate(np.array([lam]), GRID_DEVIATIONS)
+        assert coordinate[0] == pytest.approx(mean, rel=1e-5)
     far, near = asinh_coordinate(np.array([1e12, 1e-12]), GRID_DEVIATIONS)
     assert far == pytest.approx(0, abs=1e-11)
     assert near == pytest.approx(np.log(GRID_DEVIATIONS[1] / GRID_DEVIATIONS[0]))

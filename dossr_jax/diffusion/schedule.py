@@ -114,7 +114,7 @@ class Schedule:
         return Schedule(self.alpha, self.sigma, np.zeros_like(self.alpha), len(self.alpha))
 
 
-def asinh_coordinate(lam: np.ndarray | float, deviations: tuple[float, float]) -> np.ndarray:
+def asinh_coordinate(lam: np.ndarray, deviations: tuple[float, float]) -> np.ndarray:
     """w = asinh(b / lam) - asinh(a / lam) for levels `lam` > 0 and data `deviations` (a, b).
 
     It runs from 0 at lam = inf to log(b / a) at lam = 0 and is the mean, over all s from a to b
