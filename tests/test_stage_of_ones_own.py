@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from helpers.distributed_worker import ROOT
 from helpers.runs import write_pairs
 
 from dossr_jax import weights
@@ -10,7 +11,7 @@ from dossr_jax.config import StageConfig, from_json, to_json
 from dossr_jax.config.train import TrainConfig
 from dossr_jax.training.cli import main
 
-# The file of docs/training.md, "Add a stage of your own", with a configuration below it.
+# The file of docs/training.md, "Add a stage of your own"; a configuration goes below it.
 STAGE = '''
 from typing import Annotated, Literal
 
@@ -48,6 +49,10 @@ small = make_config("rrdb", steps=2, validate_every=1)
 data = dataclasses.replace(small.data, workers=0)
 CONFIG = dataclasses.replace(small, stage=CharbonnierStage(width=0.01), data=data)
 """
+
+
+def test_the_documentation_shows_this_stage():
+    assert STAGE.strip() in (ROOT / "docs" / "training.md").read_text()
 
 
 def test_a_file_of_ones_own_trains_resumes_and_refuses_what_it_does_not_read(tmp_path, capsys):
