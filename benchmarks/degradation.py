@@ -2,7 +2,7 @@
 
     python benchmarks/degradation.py --preset realesrgan --size 512 --batch 16 --repeats 10
 
-One line of JSON a preset: images a second of either (the shortest of the repeats, taken in turns
+One JSON line per preset: images per second of each (the fastest of the repeats, alternating
 after a warm-up), ratios, device and versions. All carry out the same plans; the package's time
 includes drawing them. On a CPU the package has a device for each core, as OpenCV has a thread
 (--devices 1: one for all). On an accelerator, or with --alone, the package runs alone.
@@ -66,7 +66,7 @@ def make_calls(preset: str, photos: np.ndarray, alone: bool) -> tuple[dict[str, 
 
 
 def measure(calls: dict[str, Any], repeats: int) -> dict[str, float]:
-    """Shortest seconds of each call, taken in turns after one call each."""
+    """Shortest seconds of each call, alternating, after one warm-up call each."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         call()

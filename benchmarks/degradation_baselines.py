@@ -44,7 +44,7 @@ class _Chain:
 
 
 class OpenCV(_Chain):
-    """Images are (h, w, 3) float32 arrays, blue first, as OpenCV has them."""
+    """Images are (h, w, 3) float32 arrays, blue first, as in OpenCV."""
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
@@ -147,7 +147,7 @@ class Torch(_Chain):
 
 
 def run_opencv(plans: list[Plan], images: np.ndarray, threads: int) -> list[np.ndarray]:
-    """All images (b, h, w, 3), blue first, one image a thread."""
+    """All images (b, h, w, 3), blue first, one image per thread."""
     cv2.setNumThreads(1)  # whole images in parallel leave no core idle
 
     def one(i: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 
 DATA is anything that train.py takes. One line of JSON a case. "stream" reads batches alone, once
 in the process itself (and its CPU time a batch) and once by as many workers as the configuration
-names. "train" runs so many real training steps from random weights; each is waited for before the
+names. "train" runs real training steps from random weights; each is waited for before the
 next batch is asked for, so that `waiting`, the share of the time spent in asking, is time in which
 the device had nothing to do. (A loop that runs ahead of the device waits less.)
 """
@@ -31,7 +31,7 @@ _PARTS = 5  # parts a stream is timed in: the fastest tells the machine's own sp
 
 
 def measure_stream(source: Source, config: DataConfig, batches: int) -> dict[str, Any]:
-    """Batches a second, of the fastest part and of all, and CPU time where no workers hide it."""
+    """Batches per second, of the fastest part and of all, and CPU time where no workers hide it."""
     count = max(1, batches // _PARTS)
     with Batches(source, config, seed=0) as stream:
         began = time.perf_counter()
@@ -121,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="what to read, as for train.py")
     parser.add_argument("--config", default="mini_dossr")
     parser.add_argument("--batches", type=int, default=50, help="batches to time")
-    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="train so many steps")
+    parser.add_argument(
+        "--train", type=int, default=0, metavar="STEPS", help="training steps to run"
+    )
     parser.add_argument("--workers", type=int, help="instead of the configuration's")
     parser.add_argument("--prefetch", type=int, help="instead of the configuration's")
     for line in cases(parser.parse_args(argv)):

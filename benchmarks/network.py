@@ -2,7 +2,7 @@
 
     python benchmarks/network.py --case step --repeats 5
 
-One line of JSON a case: seconds of either (the shortest of the repeats, taken in turns after a
+One JSON line per case: seconds of each (the shortest of the repeats, alternating, after a
 warm-up), their ratio, device and versions. Full size is SD 2.1-base and a 512 px image in float32,
 random weights; --width and --size shrink both.
 """
@@ -171,7 +171,7 @@ CASES = {"step": make_step, "encode": make_encode, "decode": make_decode, "rrdb"
 
 
 def measure(pair: Pair, repeats: int) -> tuple[float, float]:
-    """Shortest seconds of either call, taken in turns after one call each."""
+    """Shortest seconds of each call, alternating, after one warm-up call each."""
     best = [float("inf")] * 2
     for call in pair:
         call()

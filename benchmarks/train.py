@@ -39,7 +39,7 @@ _REPEATS = 5
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="sd21_dossr")
-    parser.add_argument("--batch", type=int, help="samples of a step; one a device")
+    parser.add_argument("--batch", type=int, help="samples per step (default: one per device)")
     parser.add_argument("--search", action="store_true", help="double it until memory ends")
     parser.add_argument("--steps", type=int, default=10, help="steps to run at each batch")
     parser.add_argument("--size", type=int, help="side of a crop in pixels")
@@ -104,7 +104,7 @@ def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
 
 
 def measured_peak(dtype: str) -> float:
-    """Operations a second of one device in a large product of matrices."""
+    """Operations per second of one device in a large matrix product."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.full((side, side), 1 / side, dtype)
 

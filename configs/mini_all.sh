@@ -2,7 +2,7 @@
 # dossr-mini from an empty folder: photos, data set, five runs, the file that ships.
 #   sh configs/mini_all.sh RUNS [SHARE]
 # SHARE (default 1) scales the steps of every run: 0.001 is a trial of the whole recipe. Run again,
-# it goes on where it was stopped. In the environment, PHOTOS names a folder of photos to use
+# it resumes where it was stopped. In the environment, PHOTOS names a folder of photos to use
 # instead of fetching them, and COMPARE=1 asks for the ControlNet that starts from noise as well.
 set -eu
 runs=$1

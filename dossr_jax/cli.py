@@ -27,7 +27,7 @@ examples:
   python infer.py photo.jpg --output restored --start noise --order 1 --steps 50
 
 Results keep the name of their input and, below a folder, its place. exit status: 0 all restored,
-2 something could not be read, written or understood (the rest is done all the same).
+2 something could not be read, written or understood (the rest is restored all the same).
 """
 
 # Fields of Restored that --save-stages saves under their names.
@@ -127,7 +127,7 @@ def _restore_all(
     args: argparse.Namespace,
     failures: list[str],
 ) -> list[float]:
-    """Restore and save everything; returns seconds an image, collects failures."""
+    """Restore and save everything; returns seconds per image, collects failures."""
     seconds = []
     with tqdm(total=len(inputs), unit="image", dynamic_ncols=True) as bar:
 
@@ -175,8 +175,8 @@ def _summarise(
     parts = [f"{len(seconds)} restored into {output}"]
     if seconds:
         parts.append(
-            f"median {statistics.median(seconds):.1f} s an image, {sum(seconds):.1f} s in all, "
-            "compilation included"
+            f"median {statistics.median(seconds):.1f} s per image, {sum(seconds):.1f} s in total, "
+            "including compilation"
         )
     if kept:
         parts.append(f"{kept} kept")

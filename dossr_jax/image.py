@@ -121,7 +121,7 @@ def pixels_to_uint8(
 def reflect_indices(size: int, length: int) -> Int[np.ndarray, " length"]:
     """Source positions (`length`,) of `size` samples continued by mirroring at their ends.
 
-    The end samples are not repeated; mirroring goes on for any length; one sample is constant.
+    The end samples are not repeated; mirroring repeats for any length; one sample stays constant.
     """
     if size < 1:
         raise ValueError(f"cannot reflect {size} samples")

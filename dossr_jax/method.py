@@ -76,14 +76,14 @@ class KeyNoise(NamedTuple):
     keys: Key[Array, " b"]
 
     def initial(self, shape: Shape) -> tuple[Array, Array]:
-        """Of the posterior and of the start, (b, *shape) each."""
+        """Posterior and start noise, (b, *shape) each."""
         # Generators compile slowly: the two draws share one.
         folded = jnp.concatenate([self._fold(draw) for draw in (Draw.POSTERIOR, Draw.START)])
         posterior, start = jnp.split(batch_position_noise(folded, *shape), 2)
         return posterior, start
 
     def step(self, i: Array, shape: Shape) -> Array:
-        """Of step i, (b, *shape)."""
+        """Noise of step i, (b, *shape)."""
         return batch_position_noise(self._fold(Draw.FIRST_STEP + i), *shape)
 
     def _fold(self, draw: Array | int) -> Array:
@@ -141,9 +141,9 @@ class Condition(NamedTuple):
 
 
 class Restoration(NamedTuple):
-    """Everything on the way. Images (b, H, W, 3) float, about [0, 1]; latents (b, h, w, z).
+    """All intermediate results. Images (b, H, W, 3) float, about [0, 1]; latents (b, h, w, z).
 
-    path: every step of the solver, where it was asked for.
+    path: every step of the solver, if it was asked for.
     """
 
     pre_restored: Array

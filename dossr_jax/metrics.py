@@ -75,7 +75,7 @@ def multiscale_ssim(
 
     Raises:
       ValueError: the images become smaller than the window.
-      TypeError: a side that does not halve so often.
+      TypeError: a side that cannot be halved that often.
     """
     values = [ssim(image, reference, data_range=data_range)]
     for _ in range(scales - 1):

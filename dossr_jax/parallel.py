@@ -1,8 +1,8 @@
 """Devices: the mesh, what is split over it, and joining several processes.
 
-The only file that names mesh axes. Batches are split over both axes. Parameters, their average
-and the optimiser's moments are split over `fsdp` where they rest; the step gathers a parameter
-where it is used. Arrays say nothing of the mesh: their logical axes follow from their shape.
+The only file that names mesh axes. Batches are sharded over both axes. Parameters, their EMA and
+the optimizer's moments are sharded over `fsdp`; the step gathers a parameter where it is used.
+Logical axes of an array follow from its shape.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def on_each_device(fn: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., ja
     """A function of arrays with a batch axis first, applied by every device to its own part.
 
     For functions in which samples never meet. The compiler splits most of them by itself, but
-    not one that takes samples in turn: that it runs whole on every device.
+    but not one that processes samples one by one: that it would run in full on every device.
     """
     if mesh.size == 1:
         return fn
@@ -134,16 +134,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch: int, parts: int, mesh: Mesh) -> None:
+def check_batch(batch: int, microbatches: int, mesh: Mesh) -> None:
     """Refuse a batch that devices cannot share evenly.
 
     Raises:
-      UserError: `batch` samples in `parts` parts do not divide among the mesh's devices.
+      UserError: `batch` samples in `microbatches` do not divide among the mesh's devices.
     """
-    if batch % (parts * mesh.size):
+    if batch % (microbatches * mesh.size):
         raise UserError(
-            f"a batch of {batch} in {parts} part(s) does not divide among {mesh.size} devices; "
-            f"make data.batch a multiple of {parts * mesh.size}"
+            f"a batch of {batch} in {microbatches} microbatch(es) does not divide among "
+            f"{mesh.size} devices; make data.batch a multiple of {microbatches * mesh.size}"
         )
 
 

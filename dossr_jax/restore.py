@@ -33,7 +33,7 @@ class Layout:
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
     canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance. Without `diffuse`
-    the pre-restored image is the result. `keep`: return all that is computed on the way, in floats.
+    the pre-restored image is the result. `keep`: return all intermediate results, as floats.
     `shard` splits batches (of tiles, or of images where there are no tiles) over devices.
     """
 

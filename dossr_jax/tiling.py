@@ -1,6 +1,6 @@
 """Run a network over large canvases tile by tile, at one compiled tile shape.
 
-Geometry is in *units* (latent positions): a canvas has a whole number of its own pixels per unit,
+Geometry is in *units* (latent positions): a canvas has a whole number of pixels per unit,
 so that one list of tiles serves the LR image, the enlarged image and the latent alike. Planning is
 numpy on the host, the loop itself pure JAX with a traced number of tiles.
 """

@@ -53,7 +53,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A variant's pictures (uint8, one a pair) and their numbers, by source; seconds an image."""
+    """Pictures of a variant (uint8, one per pair) and metrics, by source; seconds per image."""
 
     variant: Variant
     pictures: dict[str, list[np.ndarray]]

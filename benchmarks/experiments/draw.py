@@ -27,7 +27,7 @@ TITLES = {
 }
 SHORT = {"psnr_y": ("", 2, " dB"), "ssim_y": ("SSIM ", 3, ""), "niqe": ("NIQE ", 1, "")}
 SHORT["ssimulacra2"] = ("S2 ", 0, "")
-_DETAIL = 128  # pixels a side of the crops on a sheet
+_DETAIL = 128  # side in pixels of the crops on a sheet
 _COLUMNS = 6
 _SECONDS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 

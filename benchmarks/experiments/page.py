@@ -105,7 +105,7 @@ def _caption(name: str, content: dict[str, Any], source: str) -> str:
 def _table(content: dict[str, Any], source: str) -> list[str]:
     names = content["settings"]["metrics"]
     timed = any(row.get("repeats", 1) > 1 for row in content["rows"])
-    heads = ["", *(TITLES[name] for name in names), *(["seconds an image"] if timed else [])]
+    heads = ["", *(TITLES[name] for name in names), *(["seconds per image"] if timed else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in (*content["references"], *content["rows"]):
         cells = [row["label"], *(_value(name, row["mean"][source]) for name in names)]

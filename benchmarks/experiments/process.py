@@ -1,4 +1,4 @@
-"""Experiments that draw figures of their own: the spread over seeds, and a way through a run."""
+"""Experiments with other figures: the spread over seeds, and the path of one run."""
 
 from __future__ import annotations
 

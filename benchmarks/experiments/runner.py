@@ -29,7 +29,7 @@ EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
 
 
 def settings_of(experiment: Experiment, common: dict[str, Any]) -> dict[str, Any]:
-    """What a result depends on, as JSON has it: equal settings need no second run."""
+    """What a result depends on, in JSON form: equal settings are not run again."""
     variants = [dataclasses.asdict(v) for v in experiment.variants]
     said = {"title": experiment.title, "text": experiment.text, "shown": experiment.shown}
     return json.loads(json.dumps({**common, **said, "published": PUBLISHED, "variants": variants}))

@@ -23,7 +23,7 @@ class Experiment:
       text: what is set and what has to be known to read the figure.
       axis: name of the curves' x axis, None for none; `timed` puts seconds there.
       shown: labels of the variants whose pictures are shown.
-      extra: draws a figure of its own, (bench, path) -> rows of numbers with it.
+      extra: draws another figure, (bench, path) -> its rows of numbers.
     """
 
     title: str
@@ -167,6 +167,6 @@ def latency() -> Experiment:
             for v in _series(name, counts, **options)
         )
         + (default,),
-        "seconds an image",
+        "seconds per image",
         timed=True,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of a run's folder, over Orbax: saved in the background, whole or not at all.
+"""Checkpoints of a run's folder, over Orbax: saved in the background, completely or not at all.
 
 OUTPUT/checkpoints/STEP holds the items `state` (all of the training state but what is frozen),
 `config`, and `data` and `log` (JSON: where the data stream and the log are). OUTPUT/frozen

@@ -64,9 +64,9 @@ class _Manager(contextlib.AbstractContextManager):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """All checkpoints of one run. Every process of the run makes one and calls it alike.
+    """All checkpoints of one run. Every process makes one and calls it in step.
 
-    Leaving it as a context waits for what is being saved.
+    Leaving the context waits for what is being saved.
     """
 
     def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None]):
@@ -74,8 +74,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Args:
           folder: OUTPUT; the same for all processes.
-          keep: checkpoints that stay; older ones are removed once a newer one is whole.
-          warn: gets a line of text for every damaged checkpoint, in process 0.
+          keep: number of checkpoints kept; older ones are removed once a newer one is complete.
+          warn: called with a line of text per damaged checkpoint, in process 0.
 
         Raises:
           UserError: the folder cannot be made or written.
@@ -90,7 +90,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._quiet = stack.pop_all()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, those being written left out."""
+        """Steps of the complete checkpoints."""
         if not self.path().is_dir():
             return []
         return sorted(int(p.name) for p in self.path().iterdir() if p.name.isdigit())
@@ -101,12 +101,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         return folder if step is None else folder / str(step)
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, None in a folder without any.
+        """Step of the newest complete checkpoint, None if there is none.
 
-        Damaged ones that are newer are put aside, into OUTPUT/damaged, with a warning.
+        Newer damaged ones are moved to OUTPUT/damaged, with a warning.
 
         Raises:
-          UserError: there are checkpoints, but none is whole.
+          UserError: there are checkpoints, but all are damaged.
         """
         found, broken = _NONE, {}
         if jax.process_index() == 0:
@@ -121,7 +121,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if found == _ALL_DAMAGED:
             listed = "; ".join(f"{step}: {wrong}" for step, wrong in broken.items())
             raise UserError(
-                f"{self.path()}: no checkpoint in it is whole ({listed}); copy one back, or "
+                f"{self.path()}: every checkpoint in it is damaged ({listed}); copy one back, or "
                 "choose another output folder"
             )
         for step, wrong in broken.items():
@@ -130,8 +130,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.path(step), aside)
             self._warn(
-                f"warning: {self.path(step)} is damaged ({wrong}); put into {aside.parent}, going "
-                f"on from {self.path(found)}"
+                f"warning: {self.path(step)} is damaged ({wrong}); moved to {aside.parent}, "
+                f"resuming from {self.path(found)}"
             )
         multihost_utils.sync_global_devices("damaged checkpoints are put aside")
         self._manager.orbax.reload()
@@ -163,7 +163,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return dataclasses.replace(asked, model=model)
 
     def restore(self, step: int, abstract: Any) -> Saved:
-        """Read a checkpoint onto the mesh that `abstract` speaks of.
+        """Restore a checkpoint onto the mesh of `abstract`.
 
         Args:
           abstract: a TrainState of jax.ShapeDtypeStruct with shardings.
@@ -190,7 +190,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 params = manager.orbax.restore(0, args=only).params
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.path(step)}: does not fit this version ({_reason(error)}); go on with the "
+                f"{self.path(step)}: does not fit this version ({_reason(error)}); resume with the "
                 "one that wrote it, or choose another output folder"
             ) from error
         state = abstract._replace(**found["state"], frozen=params)
@@ -241,7 +241,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.orbax.check_for_errors()
 
     def wait(self) -> None:
-        """Wait until what is being saved is whole.
+        """Wait until what is being saved is complete.
 
         Raises:
           UserError: it could not be written.
@@ -290,7 +290,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             left = ", ".join(map(str, self.steps()))
             raise UserError(
                 f"{self.folder}: a checkpoint could not be written ({reason}); whole ones: "
-                f"{left or 'none'}; free space and run the same command again to go on"
+                f"{left or 'none'}; free space and run the same command again to resume"
             )
 
 

@@ -232,7 +232,7 @@ class Runner:
         return results
 
     def _strengths(self, factor: float, *, only_mid: bool = False) -> Array:
-        """A factor a residual; the last, the middle's, is 1 and the others 0 for `only_mid`."""
+        """One factor per residual; for `only_mid` all but the last, the middle's, are 0."""
         factors = np.full(len(encoder_channels(self.config.unet)) + 1, factor)
         if only_mid:
             factors[:-1] = 0

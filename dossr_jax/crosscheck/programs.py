@@ -1,4 +1,4 @@
-"""What the crosscheck compiles: pure functions of a model, made of its own methods."""
+"""What the crosscheck compiles: pure functions of a model, made of production code."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network(
 def predict(
     model: DoSSR, x: Array, t: Array, context: Array, hint: Array, strength: Array
 ) -> Array:
-    """:meth:`DoSSR.predict_noise` with a factor a residual."""
+    """:meth:`DoSSR.predict_noise` with one factor per residual."""
     return model.predict_noise(x, t, context, hint, strength=strength)
 
 

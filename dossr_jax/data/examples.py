@@ -36,7 +36,7 @@ def _make_example_class() -> type[Any]:
                 type_name=None if of in scalars else f".e.{of}",
                 label=Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL,
             )
-    # A pool of its own: the types must not clash with TensorFlow's, should it be imported.
+    # A separate pool: the types must not clash with TensorFlow's if it is imported.
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("e.Example"))

@@ -26,7 +26,7 @@ from dossr_jax.data.sources import SCALE, Record, Source
 from dossr_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
-# So many images in a row that cannot be used are no accident.
+# This many unusable images in a row are not an accident.
 _MAX_SKIPS = 1000
 _FOREVER = 2**50  # samples; Grain's own infinity overflows in batches
 _NAMED = 20  # skipped images that get a line in the log

@@ -4,7 +4,7 @@
 
 PHOTOS is a folder of images or of LR/HR pairs. OUT becomes a data set in ArrayRecord form with
 features `hr`, `name` and, for pairs, `lr`; OUT/prepare.json says what went in and what was left
-out. Interrupted at any moment, the same command goes on where it stopped and ends with the same
+out. Interrupted at any moment, the same command continues where it stopped and ends with the same
 bytes. Needs no TensorFlow.
 """
 
@@ -263,7 +263,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--halve", nargs="*", metavar="PATTERN", default=(), help="halve photos with such names"
     )
     parser.add_argument(
-        "--hold-out", type=int, default=defaults.hold_out, help="one in so many is for validation"
+        "--hold-out",
+        type=int,
+        default=defaults.hold_out,
+        help="one photo in N is for validation",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of photos")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")

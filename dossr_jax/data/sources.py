@@ -78,8 +78,8 @@ def split_of(name: str, hold_out: int) -> Split:
 def open_source(path: Path, *, split: Split, hold_out: int) -> Source:
     """The images of `path` that belong to `split`.
 
-    A folder with a dataset_info.json is a data set with splits of its own; in any other, one image
-    in `hold_out` is for validation.
+    A folder with a dataset_info.json is a prepared data set with its own splits; elsewhere one
+    image in `hold_out` is for validation.
 
     Raises:
       UserError: there is nothing there, or nothing of that split, or it is damaged.

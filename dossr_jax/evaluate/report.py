@@ -55,7 +55,7 @@ class Result:
 
 
 def image_table(result: Result, metrics: Sequence[str]) -> str:
-    """A line an image, the means below."""
+    """One line per image, the means below."""
     rows = [
         [name, *(_number(scores.get(m)) for m in metrics)] for name, scores in result.scores.items()
     ]
@@ -111,7 +111,7 @@ def as_json(
 
 
 def as_csv(results: Sequence[Result], metrics: Sequence[str]) -> str:
-    """A line an image and way to restore; means are in lines of kind "mean"."""
+    """One line per image and candidate; means are in lines of kind "mean"."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["kind", "result", "image", *metrics])

@@ -121,7 +121,7 @@ METRICS: dict[str, Metric] = (
             check=libraries.check_ssimulacra2,
         ),
         "flip": Metric(
-            "mean LDR-FLIP by NVIDIA's flip-evaluator, 67 pixels a degree; 0 to 1",
+            "mean LDR-FLIP by NVIDIA's flip-evaluator, 67 pixels per degree; 0 to 1",
             "lower",
             True,
             libraries.flip,
@@ -192,7 +192,7 @@ def score(
         edge = border if metric.cropped else 0
         if min(image.shape[:2]) - 2 * edge < metric.least:
             raise Undefined(
-                f"{_sides(image)} pixels are too few for {name}: {metric.least} a side are needed"
+                f"{_sides(image)} pixels are too few for {name}: it needs {metric.least} per side"
                 + (f" inside a border of {edge}" if edge else "")
             )
         values[name] = metric.measure(

@@ -89,7 +89,7 @@ class DoSSR(nnx.Module):
         Args:
           x, hint: (b, h, w, z); hint None leaves the ControlNet out.
           t: (b,). context: (b, m, context_dim).
-          strength: factor on the ControlNet's residuals, a number or one a residual.
+          strength: factor on the ControlNet's residuals, one number or one per residual.
         """
         if hint is None:
             return self.unet(x, t, context)

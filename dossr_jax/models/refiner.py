@@ -1,4 +1,4 @@
-"""Refiner: a second network of the pre-restorer's kind, which has seen the restored image too."""
+"""Refiner: a second network of the pre-restorer's shape that also sees the restored image."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Restored:
     Attributes:
       image: uint8 (round(scale h), round(scale w), 3).
       pre_restored, decoded: the stages at four times the input, uint8 (4h, 4w, 3).
-      seconds: its share of the wall time of its batch, compilation included.
+      seconds: its share of the wall time of its batch, including compilation.
     """
 
     image: np.ndarray
@@ -111,7 +111,7 @@ class Upscaler:
           tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
         """
         if tile < 0:
-            raise UserError(f"tile {tile} is negative; give a side in pixels, or 0 for no tiling")
+            raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
         self.config = model.config
         self._buckets = Buckets.of_model(self.config, tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
@@ -146,7 +146,7 @@ class Upscaler:
           name_or_path: "dossr-mini", a .safetensors file or an Orbax folder.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
           preprocessor: another pre-restorer: an RRDBNet file, or "realesrgan" from the extra. A
-            refiner, which goes on from the model's own, is left out with it.
+            refiner, made for the model's pre-restorer, does not run with it.
 
         Raises:
           UserError: in one line, what is wrong with the file and what to do.
@@ -156,13 +156,13 @@ class Upscaler:
         model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
             model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
-            model.refiner = None  # it continues from the model's own pre-restorer
+            model.refiner = None  # it was made for the model's pre-restorer
             model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config, refiner=False)
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers of parameters, by network: "unet", "control", "vae", "rrdb", ..."""
+        """Parameter counts by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
         for path, value in nnx.to_flat_state(self._state):
             counts[str(path[0])] = counts.get(str(path[0]), 0) + value.size

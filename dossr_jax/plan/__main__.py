@@ -43,7 +43,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch",
         type=int,
-        help="samples of a step, images restored together; the configuration's, and one a device",
+        help="samples per step, or images restored together (default: the configuration's, and one "
+        "per device)",
     )
     parser.add_argument("--size", type=int, help="side of crops and of restored images in pixels")
     parser.add_argument(

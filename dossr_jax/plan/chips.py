@@ -26,9 +26,9 @@ class Chip:
 
     Attributes:
       hbm, usable: bytes of its memory, and of them those that a program may take.
-      flops: peak bfloat16 operations a second; None where no figure is known, as of a CPU.
-      bandwidth: of its memory, bytes a second.
-      interconnect: between chips, bytes a second that one chip sends over all its links.
+      flops: peak bfloat16 operations per second; None where unknown, as for a CPU.
+      bandwidth: of its memory, bytes per second.
+      interconnect: between chips, bytes per second that one chip sends over all its links.
     """
 
     name: str

@@ -109,7 +109,7 @@ def costs(analysis: Any) -> tuple[float | None, float | None]:
 def restore_program(
     model: DoSSRConfig, devices: Sequence[Any], *, images: int, size: int, dtype: str
 ) -> Program:
-    """Restoring `images` images to `size` pixels a side, shared by these devices.
+    """Restoring `images` images to `size` x `size` pixels, shared by these devices.
 
     Weights are whole on every device, as dossr_jax.pipeline lays them out.
 

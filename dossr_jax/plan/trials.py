@@ -1,4 +1,4 @@
-"""Plans of one job at several batches, where wanted each in a process of its own.
+"""Plans of one job at several batch sizes, each in a separate process if asked for.
 
 libtpu's compiler crashes at some batches, and what crashes takes its process along.
 """
@@ -23,7 +23,7 @@ class Job(Protocol):
     """What is planned, but for the number of samples; goes to another process by pickle."""
 
     def program(self, target: Slice, samples: int) -> Program:
-        """The program that works on so many samples at a time, for the devices of a slice."""
+        """The program for this many samples at a time, on the devices of a slice."""
         ...
 
 
@@ -40,7 +40,7 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreJob:
-    """Restoring images to `size` pixels a side."""
+    """Restoring images to `size` x `size` pixels."""
 
     model: DoSSRConfig
     size: int
@@ -62,7 +62,7 @@ def plan_here(job: Job, target: Slice, samples: int, *, quick: bool) -> Report:
 
 
 def plan_apart(job: Job, target: Slice, samples: int, *, quick: bool) -> Report:
-    """Like `plan_here`, in a process of its own: a compiler that crashes gives a refusal."""
+    """Like `plan_here`, in a separate process: a crash of the compiler becomes a refusal."""
     program = job.program(target, samples)  # first, so that bad input ends here
     # A forked copy of a process with JAX's threads may hang.
     spawn = multiprocessing.get_context("spawn")

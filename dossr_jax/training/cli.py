@@ -29,7 +29,7 @@ metrics.jsonl and at the end model.safetensors, the EMA weights in float32, for 
 and the next stage's --init. See docs/training.md.
 
 exit status: 0 all steps done, or stopped by SIGTERM or Ctrl-C with the state saved; 2 bad input or
-a failure on the way, explained in one line.
+a failure, explained in one line.
 """
 
 

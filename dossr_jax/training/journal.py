@@ -1,4 +1,4 @@
-"""What a run says: progress bar, log lines, metrics.jsonl, TensorBoard. Process 0 alone speaks."""
+"""Logs of a run: progress bar, lines, metrics.jsonl, TensorBoard. Only process 0 writes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ _PROTO: Any = event_pb2  # its classes are made when it is imported
 class Journal(contextlib.AbstractContextManager):
     """The record of one run in its folder.
 
-    metrics.jsonl holds one line a log interval and one a validation, of nothing but what is the
-    same in every run of the configuration: that of an interrupted run ends up equal, byte for
-    byte, to that of an uninterrupted one.
+    metrics.jsonl holds a line per log interval and per validation, only of what is the same in
+    every run of the configuration: an interrupted run ends with the bytes of an uninterrupted one.
 
     Raises:
       UserError: also from its methods: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, step: int, validated: bool):
-        """Open the record of a run that sets in at `step`; what the file has of later ones goes.
+        """Open the logs of a run that begins at `step`; lines of later steps are removed.
 
-        `validated`: the validation of this very step, if one is due, is not to come.
+        `validated`: this step was already validated.
         """
         self._folder, self._config = folder, config
-        self._speaks = jax.process_index() == 0
+        self._writes = jax.process_index() == 0
         self._said = -math.inf
         self._bar = tqdm(
             total=config.steps,
@@ -54,12 +53,12 @@ class Journal(contextlib.AbstractContextManager):
             unit="step",
             dynamic_ncols=True,
             smoothing=0,
-            disable=not self._speaks,
+            disable=not self._writes,
             # A bar in a file would be a line for every update.
             mininterval=0.2 if sys.stderr.isatty() else 60,
         )
         self.start_clock(step, 0.0)
-        if self._speaks:
+        if self._writes:
             with self._writing():
                 _cut(folder / METRICS_FILE, step, validated)
                 self._file = open(folder / METRICS_FILE, "a")
@@ -67,7 +66,7 @@ class Journal(contextlib.AbstractContextManager):
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
-        if self._speaks:
+        if self._writes:
             # What did not fit on the disk has been told when metrics.jsonl was written.
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -75,12 +74,12 @@ class Journal(contextlib.AbstractContextManager):
                 self._board.close()
 
     def say(self, text: str) -> None:
-        """A line for whoever watches."""
-        if self._speaks:
+        """Print a line above the progress bar."""
+        if self._writes:
             self._bar.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
 
     def advance(self, step: int) -> None:
-        """A step is under way."""
+        """Show that a step is running."""
         self._bar.update(step - self._bar.n)
 
     def start_clock(self, step: int, waited: float) -> None:
@@ -91,7 +90,7 @@ class Journal(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Leave what is done inside out of throughput and expected end."""
+        """Exclude the time spent inside from throughput and expected end."""
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
@@ -120,7 +119,7 @@ class Journal(contextlib.AbstractContextManager):
         """Record a validation; `picture` (h, w, 3) uint8 goes to pictures/STEP.png."""
         self._record(step, "validation", metrics, metrics)
         self.say(f"step {step} validation {_text(metrics)}")
-        if self._speaks:
+        if self._writes:
             with self._writing():
                 self._board.add(step, summary.image("validation", picture, dataformats="HWC"))
                 target = self._folder / "pictures" / f"{step}.png"
@@ -132,7 +131,7 @@ class Journal(contextlib.AbstractContextManager):
     def _record(
         self, step: int, kind: str, lasting: Mapping[str, float], shown: Mapping[str, float]
     ) -> None:
-        if not self._speaks:
+        if not self._writes:
             return
         with self._writing():
             self._file.write(json.dumps({"step": step, "kind": kind, **lasting}) + "\n")
@@ -147,16 +146,16 @@ class Journal(contextlib.AbstractContextManager):
             yield
         except OSError as error:
             raise UserError(
-                f"{self._folder}: the run's record cannot be written ({error.strerror}); whole "
-                "checkpoints stay; free space and run the same command again to go on from them"
+                f"{self._folder}: the run's logs cannot be written ({error.strerror}); complete "
+                "checkpoints stay; free space and run the same command again to resume from them"
             ) from error
 
 
 class _Board:
-    """TensorBoard's file, written at once: tensorboardX's own writer fails in a thread."""
+    """TensorBoard's file, written synchronously: tensorboardX's writer fails in a thread."""
 
     def __init__(self, folder: Path, step: int, purge: int):
-        """Open a file that takes the place of everything shown from step `purge` on."""
+        """Open a file that replaces everything shown from step `purge` on."""
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), f".{step}")
         again = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
@@ -176,7 +175,7 @@ def _text(metrics: Mapping[str, float]) -> str:
 
 
 def _cut(path: Path, step: int, validated: bool) -> None:
-    """Drop what comes after `step`, its validation too if that is to come, and broken lines."""
+    """Drop lines after `step` (its validation too, unless done) and broken ones."""
     if not path.exists():
         return
     kept = []

@@ -70,8 +70,8 @@ def train(
       validation: images for validation, instead of those that `data` holds out.
 
     Raises:
-      UserError: something is wrong with what was given, the disk is full, or the loss is no
-        number; whole checkpoints stay and are named.
+      UserError: bad input, a full disk, or a loss that is not finite; complete checkpoints stay
+        and are named.
     """
     parallel.initialize_distributed()
     with contextlib.ExitStack() as stack:
@@ -155,10 +155,10 @@ def start_crops(source: Source, config: TrainConfig) -> np.ndarray:
 
 
 class _Meter:
-    """Metrics of the steps since the last log line, and the guard against what is no number.
+    """Metrics of the steps since the last log line, and the check for NaN and infinity.
 
-    A step's metrics are asked for when the next one is under way: the device never waits, nor
-    does it get more than a step behind.
+    A step's metrics are read while the next step runs: the device never waits, and errors are
+    noticed one step later.
     """
 
     def __init__(self, checkpoints: Checkpoints, recent: Sequence[dict[str, float]]):
@@ -174,7 +174,7 @@ class _Meter:
         """Wait for the last step, so that `recent` is complete.
 
         Raises:
-          UserError: its loss or gradient is no number.
+          UserError: its loss or gradient is not finite.
         """
         pending, self._pending = self._pending, then
         if pending is None:
@@ -187,8 +187,8 @@ class _Meter:
             raise UserError(
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
                 f"step {step}, nothing of it is saved; the last good checkpoint is "
-                f"{self._checkpoints.path(good)}: go on from it with --set parallel.dtype=float32, "
-                "or export it (--steps 0 --export FILE) and start another run from that file "
+                f"{self._checkpoints.path(good)}: resume from it with "
+                "--set parallel.dtype=float32, or export it (--steps 0 --export FILE) and start another run from that file "
                 "(--init FILE) with a lower optimizer.learning_rate"
             )
         self.recent.append(values)

@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest(contextlib.AbstractContextManager):
-    """Inside this context the first of these signals asks for an end; the second one is at once.
+    """Inside this context the first of these signals requests a stop; the second stops at once.
 
     With several processes, JAX notices SIGTERM in any of them and its coordination service names
     the step that all can still reach; Ctrl-C is passed on to it.
@@ -28,7 +28,7 @@ class StopRequest(contextlib.AbstractContextManager):
 
     def __enter__(self) -> StopRequest:
         for number in _SIGNALS:
-            # JAX has a handler of its own where processes are joined.
+            # JAX installs its own handler where processes are joined.
             if not (self._together and number == signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
         return self

@@ -1,4 +1,4 @@
-"""State of a run, from the weights it starts with, laid out on the mesh; and the optimiser."""
+"""State of a run, sharded over the mesh, and its optimizer."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from dossr_jax.training.stages.base import Stage
 
 
 class TrainState(NamedTuple):
-    """All that a run consists of, one pytree of arrays.
+    """Everything that a run consists of, one pytree of arrays.
 
     step: int32, steps done. key: uint32 (2,), data of the run's random key. learn: parameters
-    that learn, float32, by name. ema: their average, empty where none is kept. opt_state: of
-    optax. frozen: all other parameters; never changed, never seen by the optimiser.
+    that learn, float32, by name. ema: their EMA, empty without it. opt_state: of
+    optax. frozen: all other parameters; never changed, never seen by the optimizer.
     """
 
     step: Array
@@ -147,7 +147,7 @@ def trained_model(run: TrainingRun, state: TrainState, *, ema: bool = True) -> D
     """The whole model with host copies of a state's weights, low-rank updates merged.
 
     Args:
-      ema: take the average where one is kept, not the last weights.
+      ema: take the EMA weights if there are any, not the last ones.
     """
     learn = state.ema if ema and state.ema else state.learn
     host = {name: parallel.to_host(value) for name, value in {**state.frozen, **learn}.items()}

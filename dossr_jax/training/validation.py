@@ -1,4 +1,4 @@
-"""Measures and pictures of the averaged weights on fixed images, compiled once a run."""
+"""Metrics and pictures of the EMA weights on fixed images, compiled once per run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Report(NamedTuple):
 
 
 class Validation:
-    """Function from a state to its :class:`Report`; every process has one and calls it alike.
+    """Function from a state to its :class:`Report`; every process makes one and calls it in step.
 
     Metrics are the `loss`, in latent stages also that of every range of times (`loss_tA-B`), and
     `psnr_y` and `ssim_y` of what the stage makes: the pre-restored image, the autoencoder's, the
@@ -49,7 +49,7 @@ class Validation:
         self._config, self._mesh = config, mesh
         self._eval = make_eval_step(config, graphdef, mesh)
         self._show = make_show(config, graphdef, mesh)
-        # No larger than what training runs at once, so that it fits the memory.
+        # No larger than what training runs at once, so that it fits in memory.
         microbatch = config.data.batch // config.optimizer.microbatches
         size = min(microbatch, -(-IMAGES // mesh.size) * mesh.size)
         # The last batch is filled up with repeats: one compiled shape.

@@ -1,4 +1,4 @@
-"""Second-order degradation of HR crops on the accelerator, with its own draw for every sample."""
+"""Second-order degradation of HR crops on the device, sampled independently per image."""
 
 from dossr_jax.data.degradation.chain import degrade
 from dossr_jax.data.degradation.presets import PRESETS, Preset, Table, make_table

@@ -1,4 +1,4 @@
-"""Filtering with a kernel of one's own for every image, reflecting at a traced border.
+"""Filtering each image with its own kernel, reflecting at a traced border.
 
 Two programs for the same result. `correlate_separable` passes over columns and rows as often as a
 kernel needs, once for half of them, and is the CPU's. `correlate_tiles` is made of products with a
@@ -59,7 +59,7 @@ def correlate_separable(image: jax.Array, valid: jax.Array, kernel: jax.Array) -
 
 
 def _bordered(image: jax.Array, valid: jax.Array, reach: int) -> jax.Array:
-    """The image (c, h + 2 reach, w + 2 reach) with so many reflected pixels on each side."""
+    """The image (c, h + 2 reach, w + 2 reach) with `reach` reflected pixels on each side."""
     x = image[:, _reflected(np.arange(-reach, image.shape[1] + reach), valid[0])]
     # Columns are slow to gather: only those past the edges are.
     before = x[:, :, _reflected(np.arange(-reach, 0), valid[1])]

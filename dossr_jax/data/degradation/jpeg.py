@@ -36,8 +36,8 @@ CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [4
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _EXACT = lax.Precision.HIGHEST
-# Columns are transformed so many at once, by one product with a block-diagonal matrix: wide enough
-# for products to be fast, and a side that canvases are padded to.
+# Columns are transformed this many at once, by one product with a block-diagonal matrix, wide
+# enough for products to be fast; canvases are padded to multiples of it.
 _GROUP = 32
 
 

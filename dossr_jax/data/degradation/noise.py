@@ -21,7 +21,7 @@ from dossr_jax.data.degradation.arithmetic import add_up
 NONE, GAUSSIAN, POISSON = range(3)
 
 _LUMA = (0.2989, 0.587, 0.114)
-# Poisson rates below this go through the sum of probabilities, of which so many matter there.
+# Poisson rates below this are summed over their probabilities, this many of which matter.
 _SMALL_RATE = 4.0
 _SMALL_COUNTS = 15
 

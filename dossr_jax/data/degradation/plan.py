@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
 
 def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
-    """Draw a preset of the table, each as likely, and all it leaves open.
+    """Draw a preset of the table uniformly, and all the parameters it leaves open.
 
     Args:
       key: a JAX key.
