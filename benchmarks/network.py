@@ -17,13 +17,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch_networks
 from flax import nnx
 
 from dossr_jax import weights
@@ -90,21 +89,7 @@ def jitted(fn: Callable[..., Any], modules: Sequence[nnx.Module], *args: Any) ->
     return lambda: jax.block_until_ready(run(states, args))
 
 
-def torch_call(fn: Callable[..., Any], *args: np.ndarray) -> Callable[[], Any]:
-    """A call of fn on tensors of NHWC (or other) arrays, images as NCHW, without gradients."""
-    tensors = [
-        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous() if a.ndim == 4 else torch.from_numpy(a)
-        for a in args
-    ]
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return fn(*tensors)
-
-    return run
-
-
-def make_step(setup: Setup, rng: np.random.Generator) -> Pair:
+def make_step(setup: Setup, peers: ModuleType, rng: np.random.Generator) -> Pair:
     """One denoising step: ControlNet and UNet on latents of one image."""
     config, side = setup.unet, setup.size // 8
     x, hint = (rng.standard_normal((1, side, side, 4), np.float32) for _ in range(2))
@@ -118,8 +103,8 @@ def make_step(setup: Setup, rng: np.random.Generator) -> Pair:
     def ours(unet, control, x, hint, t, context):
         return unet(x, t, context, control(x, hint, t, context))
 
-    torch_unet = torch_networks.make_unet(config)
-    torch_control = torch_networks.make_controlnet(config)
+    torch_unet = peers.make_unet(config)
+    torch_control = peers.make_controlnet(config)
 
     def theirs(x, hint, t, context):
         down, mid = torch_control(x, t, context, controlnet_cond=hint, return_dict=False)
@@ -132,39 +117,39 @@ def make_step(setup: Setup, rng: np.random.Generator) -> Pair:
         ).sample
 
     arrays = (x, hint, t, context)
-    return jitted(ours, (unet, control), *map(jnp.asarray, arrays)), torch_call(theirs, *arrays)
+    return jitted(ours, (unet, control), *map(jnp.asarray, arrays)), peers.call(theirs, *arrays)
 
 
-def make_encode(setup: Setup, rng: np.random.Generator) -> Pair:
+def make_encode(setup: Setup, peers: ModuleType, rng: np.random.Generator) -> Pair:
     """VAE encoder on one image."""
     image = rng.uniform(-1, 1, (1, setup.size, setup.size, 3)).astype(np.float32)
     vae = random_module(lambda rngs: VAE(setup.vae, rngs=rngs), rng)
-    torch_vae = torch_networks.make_vae(setup.vae)
+    torch_vae = peers.make_vae(setup.vae)
     return (
         jitted(VAE.encode, [vae], jnp.asarray(image)),
-        torch_call(lambda x: torch_vae.encode(x).latent_dist.parameters, image),
+        peers.call(lambda x: torch_vae.encode(x).latent_dist.parameters, image),
     )
 
 
-def make_decode(setup: Setup, rng: np.random.Generator) -> Pair:
+def make_decode(setup: Setup, peers: ModuleType, rng: np.random.Generator) -> Pair:
     """VAE decoder on the latents of one image."""
     side = setup.size // 8
     latents = rng.standard_normal((1, side, side, 4), np.float32)
     vae = random_module(lambda rngs: VAE(setup.vae, rngs=rngs), rng)
-    torch_vae = torch_networks.make_vae(setup.vae)
+    torch_vae = peers.make_vae(setup.vae)
     return (
         jitted(VAE.decode, [vae], jnp.asarray(latents)),
-        torch_call(lambda z: torch_vae.decode(z).sample, latents),
+        peers.call(lambda z: torch_vae.decode(z).sample, latents),
     )
 
 
-def make_rrdb(setup: Setup, rng: np.random.Generator) -> Pair:
+def make_rrdb(setup: Setup, peers: ModuleType, rng: np.random.Generator) -> Pair:
     """RRDBNet from a quarter of the size to the whole."""
     side = setup.size // 4
     image = rng.uniform(0, 1, (1, side, side, 3)).astype(np.float32)
     rrdb = random_module(lambda rngs: RRDBNet(setup.rrdb, rngs=rngs), rng)
-    torch_rrdb = torch_networks.RRDBNet(setup.rrdb).eval()
-    return jitted(RRDBNet.__call__, [rrdb], jnp.asarray(image)), torch_call(torch_rrdb, image)
+    torch_rrdb = peers.RRDBNet(setup.rrdb).eval()
+    return jitted(RRDBNet.__call__, [rrdb], jnp.asarray(image)), peers.call(torch_rrdb, image)
 
 
 CASES = {"step": make_step, "encode": make_encode, "decode": make_decode, "rrdb": make_rrdb}
@@ -192,10 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=FULL_WIDTH, help="UNet base channels")
     parser.add_argument("--size", type=int, default=512, help="side of the restored image")
     args = parser.parse_args(argv)
+    import torch_networks  # here, as --help works without PyTorch
+
     jax.config.update("jax_platforms", "cpu")
     setup = Setup(args.width, args.size)
     for case in CASES if args.case == "all" else [args.case]:
-        ours, theirs = measure(CASES[case](setup, np.random.default_rng(0)), args.repeats)
+        ours, theirs = measure(
+            CASES[case](setup, torch_networks, np.random.default_rng(0)), args.repeats
+        )
         line = {
             "case": case,
             "jax_s": round(ours, 4),
@@ -206,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "repeats": args.repeats,
             "device": str(jax.devices()[0].device_kind),
             "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
+            "torch_threads": torch_networks.torch.get_num_threads(),
             **{name: version(name) for name in ("jax", "flax", "torch", "diffusers")},
         }
         print(json.dumps(line), flush=True)

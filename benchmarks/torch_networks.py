@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
+
+
+def call(fn: Callable[..., Any], *args: np.ndarray) -> Callable[[], Any]:
+    """A call of fn on tensors of NHWC (or other) arrays, images as NCHW, without gradients."""
+    tensors = [
+        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous() if a.ndim == 4 else torch.from_numpy(a)
+        for a in args
+    ]
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return fn(*tensors)
+
+    return run
 
 
 def unet_options(config: UNetConfig) -> dict[str, Any]:

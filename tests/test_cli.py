@@ -44,6 +44,12 @@ def run(model_file, tmp_path, capsys):
     return run
 
 
+def size_of(path):
+    """(width, height) of an image file."""
+    with Image.open(path) as image:
+        return image.size
+
+
 def assert_one_error(err: str, *words: str) -> None:
     """Exactly one line of stderr is an error, and it names what it should."""
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error:")]
@@ -57,15 +63,15 @@ def test_folders_keep_their_shape_and_sizes_are_exact(run, photos):
     status, results, _ = run(photos, options=["--scale", "2.5"])
     assert status == 0
     assert set(results) == {"a.png", "b.png", "sub/c.png"}
-    assert Image.open(results["a.png"]).size == (30, 22)
-    assert Image.open(results["b.png"]).size == (20, 40)
+    assert size_of(results["a.png"]) == (30, 22)
+    assert size_of(results["b.png"]) == (20, 40)
 
 
 def test_stages_are_saved_beside_the_result(run, photos):
     status, results, _ = run(photos / "a.png", options=["--save-stages"])
     assert status == 0
     assert set(results) == {"a.png", "a_pre_restored.png", "a_decoded.png"}
-    assert {Image.open(p).size for p in results.values()} == {(48, 36)}
+    assert {size_of(p) for p in results.values()} == {(48, 36)}
 
 
 def test_results_are_kept_unless_overwriting_is_asked_for(run, photos):
@@ -136,7 +142,7 @@ def test_a_result_that_is_too_large_stops_no_other(run, photos):
     Image.new("RGB", (1, 1)).save(photos / "one.png")
     status, results, err = run(photos / "one.png", photos / "b.jpg", options=["--scale", "3000"])
     assert status == 2 and set(results) == {"one.png"}
-    assert Image.open(results["one.png"]).size == (3000, 3000)
+    assert size_of(results["one.png"]) == (3000, 3000)
     assert_one_error(err, "b.jpg", "24000x48000", "reduce the scale")
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from dossr_jax.diffusion.schedule import Schedule
 from dossr_jax.evaluate import METRICS
 from experiments.bench import Bench, Measured
 
-matplotlib.rcParams.update({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3})
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLES = {
     "psnr_y": "PSNR-Y, dB",
@@ -48,7 +47,7 @@ def curves(
 ) -> None:
     """A row a source, a panel a metric, a curve a series; references as dashed lines."""
     names, sources = bench.names, bench.sources
-    figure = Figure(figsize=(3.1 * len(names), 0.5 + 2.7 * len(sources)), layout="constrained")
+    figure = _new_figure(3.1 * len(names), 0.5 + 2.7 * len(sources))
     panels = figure.subplots(len(sources), len(names), squeeze=False)
     series: dict[str, list[Measured]] = {}
     for m in measured:
@@ -104,7 +103,7 @@ def sheet(
         pictures.append(("deviation", deviation, title))
     rows = -(-len(pictures) // _COLUMNS)
     columns = -(-len(pictures) // rows)
-    figure = Figure(figsize=(1.55 * columns, 2.15 * rows), layout="constrained")
+    figure = _new_figure(1.55 * columns, 2.15 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel in panels:
         panel.axis("off")
@@ -120,7 +119,7 @@ def path(
     pictures: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """Curves of the process over t, then states and predictions (uint8 (n, h, w, 3)) by source."""
-    figure = Figure(figsize=(1.3 * len(rows), 2.7 + 3.3 * len(pictures)), layout="constrained")
+    figure = _new_figure(1.3 * len(rows), 2.7 + 3.3 * len(pictures))
     above, below = figure.subfigures(2, 1, height_ratios=(0.8, len(pictures)))
     panel = above.subplots()
     t = np.arange(len(schedule.eta))
@@ -158,6 +157,15 @@ def _picture(panel: Axes, picture: np.ndarray, label: str, numbers: str) -> None
 def _middle(image: np.ndarray) -> np.ndarray:
     corners = [max(0, (side - _DETAIL) // 2) for side in image.shape[:2]]
     return image[corners[0] : corners[0] + _DETAIL, corners[1] : corners[1] + _DETAIL]
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; matplotlib is imported here, as --help works without it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3})
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Figure, path: Path) -> None:
