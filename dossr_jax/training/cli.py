@@ -135,7 +135,7 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     import ml_dtypes
 
     from dossr_jax import weights
-    from dossr_jax.convert.__main__ import convert
+    from dossr_jax.convert.conversion import convert
     from dossr_jax.convert.release import check_release_shape
     from dossr_jax.training.loop import start_crops, train
     from dossr_jax.training.stages import Stage

@@ -46,8 +46,8 @@ def degrade(keys: jax.Array, hr: jax.Array, table: Table, *, scale: int) -> jax.
     """LR images of a batch of HR crops, degraded independently.
 
     A sample's result depends on its key and image alone. Samples never meet: with a batch split
-    over devices, apply it by `dossr_jax.parallel.on_each_device`. A CPU processes samples one by one
-    on one or two cores; with one device per core, all of them work.
+    over devices, apply it by `dossr_jax.parallel.on_each_device`. A CPU takes samples one by one on
+    one or two cores; with one device per core, all of them work.
 
     Args:
       keys: (b,) JAX keys.
