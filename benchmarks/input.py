@@ -26,6 +26,8 @@ from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Source, open_source
 from dossr_jax.training.experiments import load_config
+from dossr_jax.training.state import start_run
+from dossr_jax.training.step import make_train_step
 
 _PARTS = 5  # parts a stream is timed in: the fastest tells the machine's own speed
 
@@ -63,13 +65,13 @@ def measure_training(source: Source, config: TrainConfig, steps: int) -> dict[st
     """Seconds a step and the share of them that the device waits for data."""
     import jax
 
-    from dossr_jax import parallel, training
+    from dossr_jax import parallel
 
     mesh = parallel.make_mesh(config.parallel.fsdp)
     with Batches(source, config.data, seed=0) as stream:
         first = next(stream)
-        run = training.start_run(config, None, mesh, first["hr"])
-        step = training.make_train_step(run.config, run.graphdef, mesh)
+        run = start_run(config, None, mesh, lambda: first["hr"])
+        step = make_train_step(run.config, run.graphdef, mesh)
         state, metrics = step(run.state, parallel.put_batch(first, mesh))
         jax.block_until_ready(metrics)
         waited, seconds = [], []

@@ -29,8 +29,9 @@ import numpy as np
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.plan import sample_flops
-from dossr_jax.training import TrainState, abstract_run, make_train_step
 from dossr_jax.training.experiments import load_config
+from dossr_jax.training.state import TrainState, abstract_run
+from dossr_jax.training.step import make_train_step
 
 _MATMULS = 8
 _REPEATS = 5

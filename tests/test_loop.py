@@ -19,10 +19,10 @@ from dossr_jax import parallel
 from dossr_jax.checkpoint import Checkpoints
 from dossr_jax.config import DataConfig
 from dossr_jax.errors import UserError
-from dossr_jax.training import abstract_run
 from dossr_jax.training.journal import METRICS_FILE, Journal
 from dossr_jax.training.loop import train
 from dossr_jax.training.stages import RRDBStage
+from dossr_jax.training.state import abstract_run
 from dossr_jax.training.validation import IMAGES, bucket_times, spread_times
 
 # A run that goes on is compared with one that did not stop: of the same programs, whichever.

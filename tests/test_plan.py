@@ -15,7 +15,7 @@ from helpers.crashing import CrashingJob
 from helpers.models import TINY, tiny_model
 from helpers.small import make_batch, make_config
 
-from dossr_jax import parallel, pipeline, training
+from dossr_jax import parallel, pipeline
 from dossr_jax.errors import UserError
 from dossr_jax.plan import (
     Program,
@@ -32,6 +32,7 @@ from dossr_jax.plan.__main__ import changed, main
 from dossr_jax.plan.report import Report, remedy
 from dossr_jax.plan.search import Found, largest_batch
 from dossr_jax.plan.trials import plan_apart, plan_here
+from dossr_jax.training import state as run_state
 
 # What is asserted of compiled programs are arguments, counts and sums, not how fast they are.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -169,7 +170,7 @@ def test_the_training_step_planned_is_the_one_that_runs():
     config = make_config("prior")
     program = train_program(config, jax.devices("cpu"))
     mesh = parallel.make_mesh(1)
-    state = training.start_run(config, None, mesh).state
+    state = run_state.start_run(config, None, mesh).state
     real = {
         "parameters": state.learn,
         "average": state.ema,

@@ -9,7 +9,7 @@ import pytest
 from helpers.models import tiny_model
 from helpers.small import SMALL, STAGES, make_batch, make_config
 
-from dossr_jax import method, parallel, training, weights
+from dossr_jax import method, parallel, weights
 from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion import process
@@ -18,6 +18,8 @@ from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.training import inputs as training_inputs
 from dossr_jax.training import params, sampling
+from dossr_jax.training import state as run_state
+from dossr_jax.training import step as run_step
 from dossr_jax.training.initialize import make_model
 from dossr_jax.training.samples import Draw, Inputs, draw_normal
 from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
@@ -35,7 +37,7 @@ KEY = jax.random.key(0)
 def begin(stage, init=None, **changes):
     config = make_config(stage, **changes)
     mesh = parallel.make_mesh(config.parallel.fsdp)
-    run = training.start_run(config, init, mesh, lambda: make_batch()["hr"])
+    run = run_state.start_run(config, init, mesh, lambda: make_batch()["hr"])
     return mesh, run
 
 
@@ -48,8 +50,8 @@ def flat(tree):
 def trained(request):
     """A run of each stage, with host copies of its state, after 60 steps on one batch."""
     mesh, run = begin(request.param)
-    measure = training.make_eval_step(run.config, run.graphdef, mesh)
-    step = training.make_train_step(run.config, run.graphdef, mesh)
+    measure = run_step.make_eval_step(run.config, run.graphdef, mesh)
+    step = run_step.make_train_step(run.config, run.graphdef, mesh)
     batch = make_batch()
     before, first = flat(run.state), measure(run.state, batch, None)
     state = run.state
@@ -99,7 +101,7 @@ def test_decoder_and_low_rank_updates_learn_where_asked():
     assert all(name.startswith(prefixes + autoencoder) for name in run.state.learn)
     assert not any(name.startswith(prefixes + autoencoder) for name in run.state.frozen)
     before = flat(run.state.learn)
-    step = training.make_train_step(run.config, run.graphdef, mesh)
+    step = run_step.make_train_step(run.config, run.graphdef, mesh)
     state = run.state
     for i in range(3):  # the second factors start at zero: the first ones wait for them
         state, _ = step(state, make_batch(i))
@@ -174,7 +176,7 @@ def test_extra_losses_add_to_the_published_one(stage):
     data = DataConfig(crop=48, batch=4)
     plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
     mesh, run = begin(stage, data=data)
-    model = training.trained_model(run, run.state)
+    model = run_state.trained_model(run, run.state)
     batch = make_batch(crop=48)
     inputs = training_inputs.make_inputs(plain, mesh, jax.random.key(3))(batch)
     published, _ = plain.stage.loss(model, inputs, None)
@@ -191,11 +193,11 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     sampler is the one that a DoSSR run trains for, whatever file it starts from."""
     _, run = begin("dossr")
     path = tmp_path / "plain.safetensors"
-    weights.save_model(path, training.trained_model(run, run.state))
+    weights.save_model(path, run_state.trained_model(run, run.state))
     sampler = dataclasses.replace(run.config.model.sampler, color_fix="residual", fidelity=0.5)
     config = dataclasses.replace(run.config.model, sampler=sampler)
     _, run = begin("dossr", init=path, model=config)
-    model = training.trained_model(run, run.state)
+    model = run_state.trained_model(run, run.state)
     assert model.config.sampler == sampler
     rng = np.random.default_rng(0)
     pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
@@ -210,11 +212,11 @@ def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
     """A file without one gets it where its stage asks; nothing else of the file moves."""
     _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
     path = tmp_path / "plain.safetensors"
-    weights.save_model(path, training.trained_model(run, run.state))
+    weights.save_model(path, run_state.trained_model(run, run.state))
     with pytest.raises(UserError, match="networks are not"):
         begin("dossr", init=path)
     _, joined = begin("refiner", init=path)
-    model = training.trained_model(joined, joined.state)
+    model = run_state.trained_model(joined, joined.state)
     assert all(name.startswith("refiner.") for name in joined.state.learn)
     assert joined.state.frozen.keys() == {*run.state.frozen, *run.state.learn}
     for name, value in {**run.state.frozen, **run.state.learn}.items():
@@ -269,7 +271,7 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
     config = make_config("dossr", start="noise")
     mesh, run = begin("dossr", start="noise")
     assert run.config.model.sampler.start == "noise"
-    model = training.trained_model(run, run.state)
+    model = run_state.trained_model(run, run.state)
     batch, key = make_batch(), jax.random.key(3)
     inputs = training_inputs.make_inputs(config, mesh, key)(batch)
     count = len(batch["hr"])
@@ -308,7 +310,7 @@ def test_times_are_uniform_over_what_the_run_trains(stage, low, high):
 def test_control_starts_as_the_prior():
     """A fresh ControlNet changes nothing, whatever the hint, and is the UNet's encoder."""
     _, run = begin("dossr")
-    model = training.trained_model(run, run.state)
+    model = run_state.trained_model(run, run.state)
     x, hint = jax.random.normal(KEY, (2, 1, 4, 4, 4))
     t, context = jnp.array([700.0]), jnp.ones((1, 1, 8))
     np.testing.assert_array_equal(
@@ -391,7 +393,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
 def test_average_follows_the_weights():
     mesh, run = begin("rrdb", optimizer={"ema_decay": 0.9})
     old = flat(run.state.learn)
-    state, _ = training.make_train_step(run.config, run.graphdef, mesh)(run.state, make_batch())
+    state, _ = run_step.make_train_step(run.config, run.graphdef, mesh)(run.state, make_batch())
     new = flat(state.learn)
     # At the first step the decay is still 1/10: nine tenths of the way to the new weights.
     for name, value in flat(state.ema).items():

@@ -7,9 +7,11 @@ import pytest
 from helpers.distributed_worker import run_python
 from helpers.small import make_batch, make_config
 
-from dossr_jax import parallel, training
+from dossr_jax import parallel
 from dossr_jax.config import ParallelConfig
 from dossr_jax.errors import UserError
+from dossr_jax.training import state as run_state
+from dossr_jax.training import step as run_step
 
 STEPS = 3
 
@@ -18,8 +20,8 @@ def losses(stage="dossr", **changes):
     """Losses of a few steps, and the weights after them."""
     config = make_config(stage, learn_decoder=stage == "dossr", **changes)
     mesh = parallel.make_mesh(config.parallel.fsdp)
-    run = training.start_run(config, None, mesh, make_batch()["hr"])
-    step = training.make_train_step(run.config, run.graphdef, mesh)
+    run = run_state.start_run(config, None, mesh, make_batch()["hr"])
+    step = run_step.make_train_step(run.config, run.graphdef, mesh)
     state, out = run.state, []
     for i in range(STEPS):
         state, metrics = step(state, parallel.put_batch(make_batch(i), mesh))

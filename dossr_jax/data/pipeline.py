@@ -1,7 +1,7 @@
 """Training batches: one fixed, infinite sequence of samples for a source and a seed.
 
-Sample number n is the n-th image of an order that is drawn anew for every epoch, cut, flipped
-and turned by random numbers of n alone. Any process can therefore begin at any sample, and what
+Sample n is the n-th image of an order that is reshuffled every epoch, cropped, flipped and rotated
+by random numbers that derive from n alone. Any process can therefore begin at any sample, and what
 a batch holds depends neither on the number of processes nor of workers. See docs/data.md.
 """
 
@@ -67,7 +67,7 @@ class _Read:
 
 
 class _Cut:
-    """Sample -> a square crop of its image at a random scale, flipped and turned."""
+    """Sample -> a square crop of its image at a random scale, flipped and rotated."""
 
     def __init__(self, config: DataConfig):
         self.config = config
@@ -187,7 +187,7 @@ class Batches:
                 _log.warning("more images that cannot be used are counted, but not named")
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, ready for JSON; equal in all processes after equal steps."""
+        """Position in the stream, JSON-able; the same in all processes after the same steps."""
         return {"samples": self._samples, **self._about}
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Cut photos into tiles and pack them into a TFDS data set that trains without a decoding bill.
+"""Cut photos into tiles and pack them into a TFDS data set that decodes fast.
 
     python -m dossr_jax.data.prepare PHOTOS OUT --tile 256
 

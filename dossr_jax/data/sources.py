@@ -51,7 +51,7 @@ class Record(NamedTuple):
 class Source(Protocol):
     """Images by number.
 
-    `fingerprint` is equal for equal data, wherever it lies; `path` is for messages. Reading an
+    `fingerprint` is the same for the same data in any place; `path` is for messages. Reading an
     image that cannot be decoded raises UserError.
     """
 
@@ -222,7 +222,7 @@ def _check_pairs(pairs: Images) -> None:
 class Prepared:
     """One split of a TFDS data set in ArrayRecord form, as dossr_jax.data.prepare writes it.
 
-    Any other will do whose images are the feature `hr` or `image`, with `lr` and `name` or without.
+    Any other works whose images are the feature `hr` or `image`, with `lr` and `name` or without.
 
     Raises:
       UserError: the split or such features are missing, or its files are damaged.

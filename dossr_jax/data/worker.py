@@ -48,7 +48,7 @@ def begin(*_: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Make this process end when its parent does, be it by SIGKILL."""
+    """Make this process end when its parent does, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "for worker processes"
     sentinel = parent.sentinel

@@ -25,7 +25,8 @@ from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES
 from dossr_jax.restore import Layout, restore
-from dossr_jax.training import abstract_run, make_train_step
+from dossr_jax.training.state import abstract_run
+from dossr_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

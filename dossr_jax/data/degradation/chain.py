@@ -88,7 +88,7 @@ class Chain:
         return jax.vmap(self)(plans, hr)
 
     def in_turn(self, plans: Plan, hr: jax.Array) -> jax.Array:
-        """One sample after the other, each on the smallest canvas that holds it: for CPUs."""
+        """Samples one by one, each on the smallest canvas that holds it: for CPUs."""
         low, high = self.outline.first.factor
         steps = _FACTORS if max(self.shape) >= _LARGE_SIDE else ()
         factors = [*(factor for factor in steps if low < factor < high), high]

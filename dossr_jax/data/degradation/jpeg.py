@@ -53,7 +53,7 @@ def _cosines(repeat: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jpeg(image: jax.Array, valid: jax.Array, quality: jax.Array) -> jax.Array:
-    """What a JPEG of the given quality makes of an image.
+    """An image, compressed as JPEG at a quality and decoded.
 
     Args:
       image: (3, h, w) float32 in [0, 1], of which [:, :valid[0], :valid[1]] is image. Blocks on

@@ -1,4 +1,4 @@
-"""What may happen to an image: ranges and odds by name, and their table for the device."""
+"""Presets of degradations: ranges and probabilities by name, and their table for the device."""
 
 from __future__ import annotations
 
