@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from dossr_jax.config.sampler import ColorFix
@@ -117,17 +116,18 @@ Noise = KeyNoise | StoredNoise
 class Controls:
     """What steers sampling; all of it is traced, so that changing it compiles nothing.
 
-    context, negative_context: prompt embeddings (m, d). cfg_scale: classifier-free guidance.
-    strength: factor on the ControlNet's residuals. fidelity: from 0, free, to 1, the LR latent.
-    detail: of a refiner, see models.refiner.
+    context, negative_context: prompt embeddings (m, d). The rest are scalars. cfg_scale:
+    classifier-free guidance. strength: factor on the ControlNet's residuals. fidelity: from 0,
+    free, to 1, the LR latent. detail: of a refiner, see models.refiner.
     """
 
-    context: Array
-    negative_context: Array
-    cfg_scale: ArrayLike
-    strength: ArrayLike
-    fidelity: ArrayLike
-    detail: ArrayLike
+    # A pytree: in place of arrays JAX puts shapes, tracers and placeholders.
+    context: Any
+    negative_context: Any
+    cfg_scale: Any
+    strength: Any
+    fidelity: Any
+    detail: Any
 
 
 class Condition(NamedTuple):
