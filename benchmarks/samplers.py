@@ -248,8 +248,8 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
                     "final_denoise": done,
                     "fidelity": fidelity,
                     "steps": steps,
-                    "psnr_y": round(float(metrics.psnr(*pair, data_range=255).mean()), 3),
-                    "ssim_y": round(float(metrics.ssim(*pair, data_range=255).mean()), 4),
+                    "psnr_y": round(float(metrics.psnr(*pair, data_range=255.0).mean()), 3),
+                    "ssim_y": round(float(metrics.ssim(*pair, data_range=255.0).mean()), 4),
                     "ssimulacra2": round(float(np.mean(scores)), 2),
                     "photos": len(index),
                 }

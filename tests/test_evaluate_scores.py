@@ -38,8 +38,8 @@ def test_agrees_with_scikit_image(size, border):
     rgb = [a.astype(float) for a in (reference, image)]
     y = [luma(a) for a in (reference, image)]
     want = {
-        "psnr_y": peak_signal_noise_ratio(*y, data_range=255),
-        "psnr_rgb": peak_signal_noise_ratio(*rgb, data_range=255),
+        "psnr_y": peak_signal_noise_ratio(*y, data_range=255.0),
+        "psnr_rgb": peak_signal_noise_ratio(*rgb, data_range=255.0),
         "ssim_y": structural_similarity(*y, **ssim),
         "ssim_rgb": structural_similarity(*rgb, channel_axis=-1, **ssim),
     }

@@ -143,7 +143,7 @@ def test_the_shifted_prediction_is_the_definition(skip):
     config = dataclasses.replace(SMALL, process=dataclasses.replace(SMALL.process, lr_skip=skip))
     model = make_model(config, 1, zero_output=False)
     rng = np.random.default_rng(0)
-    x0, x_lr, eps = rng.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
+    x0, x_lr, eps = jnp.asarray(rng.standard_normal((3, 2, 4, 4, 4)), jnp.float32)
     schedule, t = make_schedule(SMALL.process), np.array([130, 700])
     alpha, sigma, eta = (
         a[t][:, None, None, None].astype(np.float32)
@@ -200,7 +200,7 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     model = run_state.trained_model(run, run.state)
     assert model.config.sampler == sampler
     rng = np.random.default_rng(0)
-    pre, other = rng.random((2, 2, 48, 48, 3)).astype(np.float32)
+    pre, other = jnp.asarray(rng.random((2, 2, 48, 48, 3)), jnp.float32)
     x_lr, latents = (model.latents(model.encode(jnp.asarray(i))[0]) for i in (pre, other))
     _, image = method.decode_latents(model, x_lr, x_lr, pre, "residual")
     np.testing.assert_allclose(image, pre, atol=1e-6)

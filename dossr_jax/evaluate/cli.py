@@ -130,9 +130,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--preset makes LR images from --hr; give --hr, and no --lr")
     if restores and args.lr is None and args.preset is None:
         raise UserError("no LR images to restore; give --lr, or --hr and --preset")
-    if args.preset is not None and preset_scale(args.preset) != args.scale:
+    if args.preset is not None:
         scale = preset_scale(args.preset)
-        raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
+        if scale != options.picture_fields(args).get("scale", 4.0):
+            raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
     if args.save_images and args.output is None:
         raise UserError("--save-images keeps them in --output; give it")
 

@@ -54,9 +54,9 @@ def make_inputs(config: TrainConfig, mesh: Mesh, seed_key: Array) -> Callable[[B
 
     def inputs(batch: Batch) -> Inputs:
         keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
-        hr = batch["hr"].astype(jnp.float32) / 255
+        hr = jnp.asarray(batch["hr"], jnp.float32) / 255
         if "lr" in batch:
-            lr = batch["lr"].astype(jnp.float32) / 255
+            lr = jnp.asarray(batch["lr"], jnp.float32) / 255
         elif needs_lr:
             lr = degrade(fold(keys, Draw.DEGRADE), hr)
         else:

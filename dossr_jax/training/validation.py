@@ -153,8 +153,8 @@ def make_show(
             "input": jax.image.resize(source, inputs.hr.shape, "nearest"),
             "output": output,
             "hr": inputs.hr,
-            "psnr_y": metrics.psnr(*pair, data_range=255),
-            "ssim_y": metrics.ssim(*pair, data_range=255),
+            "psnr_y": metrics.psnr(*pair, data_range=255.0),
+            "ssim_y": metrics.ssim(*pair, data_range=255.0),
         }
 
     return show

@@ -214,7 +214,7 @@ def test_the_scheduler_file_is_read(folder, rrdb_file, tmp_path, capsys):
         (lambda f: change(f / "unet/config.json", use_linear_projection=False), "SD 2.x"),
         (lambda f: change(f / "unet/config.json", attention_head_dim=8), "of one width"),
         (lambda f: change(f / "unet/config.json", down_block_types=["X"] * 3), "only Cross"),
-        (lambda f: change(f / "unet/config.json", in_channels=9), "differ"),
+        (lambda f: change(f / "unet/config.json", in_channels=9), "must equal vae.z_channels"),
         (lambda f: change(f / "unet/config.json", block_out_channels="wide"), "not supported"),
         (lambda f: change(f / "vae/config.json", block_out_channels=[None]), "not supported"),
         (lambda f: change(f / "unet/config.json", layers_per_block=2), "misshapen"),
