@@ -11,6 +11,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import helpers.typecheck  # noqa: E402, F401 - the hook finds it by name
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Shapes and dtypes in the signatures of the pure modules are checked in every call of the tests.
@@ -23,7 +24,7 @@ install_import_hook(
         "dossr_jax.refinement",
         "dossr_jax.tiling",
     ],
-    "beartype.beartype",
+    "helpers.typecheck.check",
 )
 
 import hypothesis  # noqa: E402
