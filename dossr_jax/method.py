@@ -9,7 +9,6 @@ and shards (`apply`), losses, stored noise. Source: DoSSR, arXiv 2409.17778.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int, Key
 
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion import process, solver
+from dossr_jax.draws import Draw
 from dossr_jax.image import batch_position_noise, color_fix
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
@@ -59,14 +59,6 @@ def whole(
 
 
 # --- noise --------------------------------------------------------------------------------------
-
-
-class Draw(enum.IntEnum):
-    """Purposes of an image's random draws, folded into its key."""
-
-    POSTERIOR = 0
-    START = 1
-    FIRST_STEP = 2  # those of later steps follow
 
 
 class KeyNoise(NamedTuple):

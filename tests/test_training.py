@@ -14,6 +14,7 @@ from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfi
 from dossr_jax.convert.release import load_release
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
+from dossr_jax.draws import Draw
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.training import inputs as training_inputs
@@ -21,7 +22,7 @@ from dossr_jax.training import params, sampling
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.initialize import make_model
-from dossr_jax.training.samples import Draw, Inputs, draw_normal
+from dossr_jax.training.samples import Inputs, draw_normal
 from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
 from dossr_jax.training.stages.additions import Additions, coarse_error
 from dossr_jax.training.stages.base import pre_restore_crops

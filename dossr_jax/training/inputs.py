@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.data import degradation
+from dossr_jax.draws import Draw
 from dossr_jax.errors import UserError
-from dossr_jax.training.samples import Draw, Inputs, fold
+from dossr_jax.training.samples import Inputs, fold
 from dossr_jax.training.stages.base import Stage
 
 Batch = Mapping[str, Any]

@@ -6,23 +6,12 @@ the batch nor on the number of devices or processes.
 
 from __future__ import annotations
 
-import enum
 from typing import NamedTuple
 
 import jax
 from jax import Array
 
-
-class Draw(enum.IntEnum):
-    """Purposes of random draws, folded into a sample's key."""
-
-    DEGRADE = 0
-    TIME = 1
-    NOISE = 2
-    PROMPT = 3
-    POSTERIOR = 4
-    SAMPLING = 5
-    SHOW = 6
+from dossr_jax.draws import Draw
 
 
 class Inputs(NamedTuple):

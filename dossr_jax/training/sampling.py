@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from dossr_jax import method
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import make_table
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.training.samples import Draw, Inputs, fold
+from dossr_jax.training.samples import Inputs, fold
 
 
 def sample_images(model: DoSSR, inputs: Inputs, *, refine: bool) -> method.Restoration:

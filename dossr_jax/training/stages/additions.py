@@ -12,8 +12,9 @@ from pydantic import Field
 
 from dossr_jax import method, metrics
 from dossr_jax.config import ConfigError, TrainConfig, configuration
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Draw, fold
+from dossr_jax.training.samples import fold
 from dossr_jax.training.stages.base import mean_of
 
 CoarseWeights = tuple[Annotated[float, Field(ge=0)], ...]

@@ -15,8 +15,9 @@ from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuratio
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
 from dossr_jax.diffusion.solver import Point
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Draw, Inputs, draw_normal
+from dossr_jax.training.samples import Inputs, draw_normal
 from dossr_jax.training.sampling import sample_images
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.additions import Additions

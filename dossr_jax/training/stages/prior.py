@@ -10,8 +10,9 @@ from jax import Array
 from dossr_jax.config import configuration
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Draw, Inputs, draw_normal
+from dossr_jax.training.samples import Inputs, draw_normal
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.base import Metrics, Stage
 

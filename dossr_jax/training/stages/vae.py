@@ -14,9 +14,10 @@ from jax import Array
 from pydantic import Field
 
 from dossr_jax.config import configuration
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.vae import VAE, posterior, posterior_mode, posterior_sample
-from dossr_jax.training.samples import Draw, Inputs, draw_normal
+from dossr_jax.training.samples import Inputs, draw_normal
 from dossr_jax.training.stages.base import Metrics, Stage, mean_of, psnr
 from dossr_jax.training.stages.linear_code import start_from_linear_code
 
