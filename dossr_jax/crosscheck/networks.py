@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,56 +14,19 @@ from jax import Array
 
 from dossr_jax import method, restore
 from dossr_jax.config import SamplerConfig
-from dossr_jax.config.sampler import Order
 from dossr_jax.convert.state import State, lazy, to_torch
 from dossr_jax.convert.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.crosscheck import programs
 from dossr_jax.crosscheck.entries import Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, Folder, build_model
+from dossr_jax.crosscheck.replay import SamplerRun, StoredImage, arguments, run_of
 from dossr_jax.diffusion import process, schedule, solver
-from dossr_jax.errors import UserError
 from dossr_jax.image import color_fix, pixels_to_uint8
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.unet import encoder_channels, timestep_embedding
 from dossr_jax.restore import Layout
 
 Results = dict[str, np.ndarray]
-
-
-class SamplerRun(NamedTuple):
-    """A run of the restore program; `cfg` is the guidance scale, None without guidance.
-
-    `source`: the pre-restored image is ours ("own") or the stored one ("stored"), from which stored
-    samplers start.
-    """
-
-    prefix: str
-    order: Order
-    steps: int
-    cfg: float | None = None
-    source: str = "stored"
-    fidelity: float = 0.0
-
-
-def _run_of(match: re.Match[str]) -> SamplerRun:
-    fields = match.groupdict()
-    cfg = fields.get("cfg")
-    return SamplerRun(
-        fields["prefix"],
-        cast(Order, int(fields["order"] or 3)),  # the release's default
-        int(fields["steps"]),
-        float(cfg.replace("p", ".")) if cfg else None,
-    )
-
-
-class StoredImage(nnx.Module):
-    """Stands in for the pre-restorer: a stored image (b, 4h, 4w, 3), whatever the LR image."""
-
-    def __init__(self, image: Array):
-        self.image = nnx.Param(image)
-
-    def __call__(self, lr: Array) -> Array:
-        return self.image[...]
 
 
 class Runner:
@@ -251,49 +213,19 @@ class Runner:
 
     def _restored(self, run: SamplerRun) -> method.Restoration:
         """What the program of `dossr-restore` makes of the LR image, with the stored noise."""
-        noise, lr = self.image(f"{run.prefix}noise_steps"), self.image(f"{run.prefix}lr")
-        if len(noise) < run.steps:
-            raise UserError(
-                f"{self.archive.where}: {run.prefix}noise_steps has {len(noise)} draws, a run of "
-                f"{run.steps} steps needs as many"
-            )
-        sampler = SamplerConfig(
-            steps=run.steps, order=run.order, final_denoise=run.fidelity == 1, fidelity=run.fidelity
-        )
-        # Padded to the longest run, so that one program serves all of them.
-        rows = self.longest[run.prefix]
-        table = solver.cast(solver.make_table(self.table, sampler), self.dtype)
         model = self.model
         if run.source == "stored" or run.prefix:  # compiling it at one resolution is enough
-            model.rrdb = cast(Any, StoredImage)(self.encoded(run.prefix, run.source)["pre"])
+            pre = self.encoded(run.prefix, run.source)["pre"]
+            model.rrdb = cast(Any, StoredImage)(pre)
         graphdef, state = nnx.split(model)
         layout = Layout(color_fix="wavelet", guided=run.cfg is not None, keep=True)
-        arrays = (
-            state,
-            lr,
-            np.array([lr.shape[1:3]], np.int32),
-            np.zeros((0, 3), np.int32),
-            np.int32(0),
-            method.StoredNoise(
-                self.image(f"{run.prefix}noise_posterior"),
-                self.image(f"{run.prefix}noise_init"),
-                jnp.resize(noise, (rows, *noise.shape[1:]))[:, None],
-            ),
-            solver.pad_table(table, rows),
-            method.Controls(
-                context=self.given("context")[0],
-                negative_context=self.given("context_neg")[0],
-                cfg_scale=np.asarray(run.cfg or 1, self.dtype),
-                strength=np.ones((), self.dtype),
-                fidelity=np.asarray(run.fidelity, self.dtype),
-                detail=np.ones((), self.dtype),
-            ),
-        )
-        program = layout, graphdef, lr.shape
+        # Padded to the longest run, so that one program serves all of them.
+        arrays = arguments(self, run, self.table, rows=self.longest[run.prefix])
+        program = layout, graphdef, arrays[0].shape
         if program not in self.compiled:
-            lowered = restore.restore.lower(graphdef, layout, *arrays)
+            lowered = restore.restore.lower(graphdef, layout, state, *arrays)
             self.compiled[program] = lowered.compile(compiler_options=self.compiler_options)
-        return self.compiled[program](*arrays)
+        return self.compiled[program](state, *arrays)
 
     def _solved(self, run: SamplerRun) -> dict[str, Any]:
         """A run's t, and x, eps, pred_x0 of every step as stored (NCHW)."""
@@ -327,12 +259,12 @@ class Runner:
         results = {}
         for entry in entries:
             match, what = entry.match, entry.match["what"]
-            run = _run_of(match)
+            run = run_of(match)
             if what == "same_as":
                 # The array holds the name of an identical run; ours have to be identical too.
                 named = self.archive[entry.name]
                 (other,) = find_entries([str(named).rstrip("_") + "_x"])
-                x, x_other = (self.solved(r)["x"] for r in (run, _run_of(other.match)))
+                x, x_other = (self.solved(r)["x"] for r in (run, run_of(other.match)))
                 results[entry.name] = named if (x == x_other).all() else np.array("another run")
             elif what == "img":
                 fix = match["img_fix"] or match["fix"] or "none"
@@ -345,7 +277,7 @@ class Runner:
         """8-bit images of the whole pipeline, from the LR image on."""
         results = {}
         for entry in entries:
-            run = _run_of(entry.match)._replace(source="own")
+            run = run_of(entry.match)._replace(source="own")
             image = self._image_of(run, entry.match["fix"])[0]
             results[entry.name] = np.asarray(pixels_to_uint8(image, truncate=True))
         return results
