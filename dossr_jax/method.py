@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key
 
@@ -186,7 +187,7 @@ def make_denoiser(
         def predict(x: Array, hint: Array) -> Array:
             t = jnp.broadcast_to(point.t, x.shape[:1])
 
-            def eps(context: Array) -> Array:
+            def eps(context: Array | np.ndarray) -> Array:
                 context = jnp.broadcast_to(context, (x.shape[0], *context.shape))
                 return model.predict_noise(x, t, context, hint, strength=controls.strength)
 

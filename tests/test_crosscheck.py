@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from dossr_jax import method, restore, weights
 from dossr_jax.convert.state import lazy
 from dossr_jax.crosscheck import main, report
-from dossr_jax.crosscheck.entries import HOST, Entry, find_entries
+from dossr_jax.crosscheck.entries import HOST, RESTORE, Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, open_folder
 from dossr_jax.crosscheck.networks import Runner, _quarter
 
@@ -293,7 +293,9 @@ def test_another_folder_works_unseen(tmp_path, capsys):
             found = [entry for entry in find_entries(names) if entry.kind != HOST]
             results = Runner(folder, Archive(folder), "float64").results(found)
             for name, value in results.items():
-                assert value.shape == SHAPES[name], name
+                assert value.shape == SHAPES[name.removeprefix(RESTORE)], name
+                if name.startswith(RESTORE):
+                    continue  # the same array, made by the whole restore program
                 if value.dtype == np.uint8:
                     arrays[name] = value
                 else:
@@ -304,5 +306,5 @@ def test_another_folder_works_unseen(tmp_path, capsys):
     np.savez(tmp_path / "golden.npz", **(empty | arrays | {"sched4_lambdas": levels}))
     assert main([str(tmp_path), "--dtype", "float64"]) == 1
     out = capsys.readouterr().out
-    assert f"float64: {len(SHAPES) - 1} of {len(SHAPES) - 1} entries agree" in out
+    assert f"float64: {len(results)} of {len(results)} entries agree" in out
     assert "FAILED: sched4_lambdas" in out

@@ -63,7 +63,7 @@ def test_two_folders(folders, capsys):
     assert result["images"]["a"] == score(*pair, names)
     mean = np.mean([scores["psnr_y"] for scores in result["images"].values()])
     assert result["mean"]["psnr_y"] == pytest.approx(mean)
-    rows = list(csv.DictReader((out / "evaluation.csv").open()))
+    rows = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))
     assert [row["kind"] for row in rows] == ["image"] * 3 + ["mean"]
     assert float(rows[-1]["psnr_y"]) == pytest.approx(mean)
     printed = capsys.readouterr().out

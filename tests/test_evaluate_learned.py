@@ -98,10 +98,15 @@ def test_images_arrive_as_pyiqa_wants_them(hub, pyiqa, name):
         np.testing.assert_allclose(tensor[0].numpy(), array.transpose(2, 0, 1) / 255, rtol=1e-6)
 
 
+def connect_directly():
+    with socket.socket() as connection:
+        connection.connect(("127.0.0.1", 9))
+
+
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda: socket.socket().connect(("127.0.0.1", 9)),
+        connect_directly,
         lambda: socket.getaddrinfo("localhost", 9),
         lambda: socket.create_connection(("localhost", 9), timeout=1),
     ],

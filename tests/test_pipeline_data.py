@@ -353,6 +353,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
+        parent.stdout.close()
     deadline = time.monotonic() + 10
     while any(map(alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -243,7 +243,7 @@ def test_command_line_reports_and_its_status_says_whether_it_fits(
     small = dataclasses.replace(real, chip=dataclasses.replace(real.chip, usable=1000.0))
     monkeypatch.setattr("dossr_jax.plan.__main__.open_slice", lambda name: small)
     # A stage without degradation, which takes longest to compile.
-    options = ["--set", "stage=prior", "--batch", "2", "--json", str(path)]
+    options = ["--set", 'stage={"name": "prior"}', "--batch", "2", "--json", str(path)]
     assert main([*TRAIN, *options]) == 1
     printed = capsys.readouterr().out
     assert "DOES NOT FIT" in printed and "parallel.remat=full" in printed

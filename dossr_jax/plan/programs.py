@@ -137,8 +137,8 @@ def restore_program(
     side = size // UPSCALE
     keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))
     controls = Controls(
-        context=abstract.context[...],
-        negative_context=abstract.negative_context[...],
+        context=abstract.context.get_value(),
+        negative_context=abstract.negative_context.get_value(),
         **dict.fromkeys(("cfg_scale", "strength", "fidelity", "detail"), np.float32(0)),
     )
     layout = Layout(tile_batch=images, color_fix=sampler.color_fix)
