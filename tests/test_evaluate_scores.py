@@ -73,7 +73,7 @@ def test_every_convention_says_what_is_better_and_what_is_cut(name):
     [
         ((40, 40), (40, 41), ["psnr_y"], "40x40 pixels against 41x40"),
         ((40, 40), None, ["psnr_y"], "psnr_y needs a reference"),
-        ((18, 40), (18, 40), ["ssim_y"], "too few for ssim_y: 11"),
+        ((18, 40), (18, 40), ["ssim_y"], "too few for ssim_y: it needs 11"),
         ((40, 40), (40, 40), ["psnr_z"], "psnr_y"),
     ],
 )
