@@ -141,6 +141,6 @@ def test_a_metric_that_cannot_be_built_is_refused_before_anything_is_measured(
 
 
 def test_without_pyiqa_the_extra_is_named(hub, monkeypatch):
-    monkeypatch.setattr(learned.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"dossr-jax\[iqa\]"):
         METRICS["dists"].check()

@@ -52,7 +52,9 @@ def test_the_published_values_are_those_of_basicsr(name, monkeypatch):
     from basicsr.metrics.niqe import calculate_niqe
 
     image = getattr(skimage.data, name)()
-    np.testing.assert_allclose(calculate_niqe(image[..., ::-1], 0), PUBLISHED[name], rtol=1e-5)
+    # BasicSR rounds Y in float32: where it is a half, the CPU's order of summation decides between
+    # two levels. Of the nine such pixels of "astronaut", each moves the value by up to 1e-4.
+    np.testing.assert_allclose(calculate_niqe(image[..., ::-1], 0), PUBLISHED[name], rtol=5e-4)
 
 
 def blurred(image: np.ndarray, strength: float) -> np.ndarray:

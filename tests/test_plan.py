@@ -19,7 +19,6 @@ from dossr_jax import parallel, pipeline
 from dossr_jax.errors import UserError
 from dossr_jax.plan import (
     Program,
-    chips,
     hlo,
     open_slice,
     plan,
@@ -276,13 +275,13 @@ def test_a_held_lock_of_libtpu_is_told(monkeypatch):
         raise jax.errors.JaxRuntimeError("ABORTED: accessing libtpu multi-process lockfile.")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
-    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     with pytest.raises(UserError, match="another process"):
         open_slice("v5e:2x2")
 
 
 def test_without_libtpu_its_extra_is_named(monkeypatch):
-    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"dossr-jax\[plan\]"):
         open_slice("v5e:2x2")
 

@@ -18,7 +18,7 @@ from dossr_jax.draws import Draw
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.training import inputs as training_inputs
-from dossr_jax.training import params, sampling
+from dossr_jax.training import sampling
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.initialize import make_model
@@ -30,7 +30,6 @@ from dossr_jax.training.stages.dossr import predict_x0
 from dossr_jax.training.stages.linear_code import start_from_linear_code
 from dossr_jax.training.stages.refiner import sharpen_images
 from dossr_jax.training.stages.vae import set_scale_factor
-from dossr_jax.training.state import learning_rate
 
 KEY = jax.random.key(0)
 
@@ -382,15 +381,6 @@ def test_linear_start_is_the_principal_component_code():
     np.testing.assert_allclose(np.std(model.latents(moments)), 1, rtol=1e-3)
 
 
-def test_learning_rate_warms_up_and_ends_at_zero():
-    config = make_config("vae", optimizer={"warmup": 10, "learning_rate": 2.0}).optimizer
-    rate = [float(learning_rate(config, 100)(s)) for s in range(101)]
-    assert 0 < rate[0] < 0.2 and rate[100] == pytest.approx(0, abs=1e-6)
-    assert np.argmax(rate) == 10 and (np.diff(rate[10:]) < 0).all()
-    constant = learning_rate(dataclasses.replace(config, schedule="constant"), 100)
-    assert float(constant(10)) == float(constant(99)) == 2.0
-
-
 def test_average_follows_the_weights():
     mesh, run = begin("rrdb", optimizer={"ema_decay": 0.9})
     old = flat(run.state.learn)
@@ -400,17 +390,3 @@ def test_average_follows_the_weights():
     for name, value in flat(state.ema).items():
         want = old[name] + 0.9 * (new[name] - old[name])
         np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-6)
-
-
-def test_low_rank_updates_merge_into_the_projections():
-    name = "unet.encoder.mid.stage.transformer.blocks.0.attn1.to_q.kernel"
-    factors = params.lora_shapes({name: (8, 8), "unet.conv_in.kernel": (3, 3, 4, 8)}, 2)
-    assert factors == {f"lora.{name}.a": (8, 2), f"lora.{name}.b": (2, 8)}
-    rng = np.random.default_rng(0)
-    values = {n: rng.standard_normal(shape) for n, shape in factors.items()}
-    weight = rng.standard_normal((8, 8))
-    merged = params.with_lora({name: jnp.asarray(weight), **values})
-    assert list(merged) == [name]
-    want = weight + values[f"lora.{name}.a"] @ values[f"lora.{name}.b"]
-    np.testing.assert_allclose(merged[name], want, rtol=1e-5, atol=1e-6)
-    assert not params.lora_start(f"lora.{name}.b", (2, 8), 0).any()

@@ -20,7 +20,7 @@ def losses(stage="dossr", **changes):
     """Losses of a few steps, and the weights after them."""
     config = make_config(stage, learn_decoder=stage == "dossr", **changes)
     mesh = parallel.make_mesh(config.parallel.fsdp)
-    run = run_state.start_run(config, None, mesh, make_batch()["hr"])
+    run = run_state.start_run(config, None, mesh, lambda: make_batch()["hr"])
     step = run_step.make_train_step(run.config, run.graphdef, mesh)
     state, out = run.state, []
     for i in range(STEPS):

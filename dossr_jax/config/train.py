@@ -132,10 +132,8 @@ class TrainConfig:
     log_every: Count = 20
 
     def __post_init__(self) -> None:
-        parts, unit = (
-            self.optimizer.microbatches,
-            self.model.vae.downscale * self.model.unet.downscale,
-        )
+        parts = self.optimizer.microbatches
+        unit = self.model.vae.downscale * self.model.unet.downscale
         if self.data.batch % parts:
             raise ConfigError(
                 f"optimizer.microbatches {parts}: must divide data.batch {self.data.batch}"

@@ -55,15 +55,15 @@ class Runner:
                 prefix, steps = entry.match["prefix"], int(entry.match["steps"])
                 self.longest[prefix] = max(steps, self.longest.get(prefix, 0))
         self.encoded = functools.cache(self._encoded)
-        self.restored = functools.cache(self._restored)
+        self.restored = functools.cache(self._restore)
         self.solved = functools.cache(self._solved)
         self.training_pass = functools.cache(self._training_pass)
 
     def results(self, entries: Sequence[Entry]) -> Results:
-        """Results by name; a entry of which only the form is known is left out."""
+        """Results by name; an entry of which only the form is known is left out."""
         found: Results = {}
         for form in dict.fromkeys(entry.form for entry in entries):
-            compute = getattr(self, f"_{form}" if form != "restored" else "_restored_entries")
+            compute = getattr(self, f"_{form}")
             found |= compute([entry for entry in entries if entry.form == form])
         return found
 
@@ -129,7 +129,7 @@ class Runner:
     # --- entries of one image ------------------------------------------------------------------
 
     def _encoded(self, prefix: str, source: str) -> dict[str, Array]:
-        """All there is before the solver; `source` as in Run."""
+        """All there is before the solver; `source` as in SamplerRun."""
         if source == "own":
             raw, pre = self.call("pre", self.image(f"{prefix}lr"))
         else:
@@ -211,7 +211,7 @@ class Runner:
 
     # --- trajectories -------------------------------------------------------------------------
 
-    def _restored(self, run: SamplerRun) -> method.Restoration:
+    def _restore(self, run: SamplerRun) -> method.Restoration:
         """What the program of `dossr-restore` makes of the LR image, with the stored noise."""
         model = self.model
         if run.source == "stored" or run.prefix:  # compiling it at one resolution is enough
@@ -282,7 +282,7 @@ class Runner:
             results[entry.name] = np.asarray(pixels_to_uint8(image, truncate=True))
         return results
 
-    def _restored_entries(self, entries: list[Entry]) -> Results:
+    def _restored(self, entries: list[Entry]) -> Results:
         """Images of the LR latent itself: the whole program at fidelity 1 returns them."""
         results = {}
         for entry in entries:

@@ -7,10 +7,9 @@ repeated key-value message on the wire and is declared as that.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 # Message -> its fields as (name, number, type, repeated); a type is "bytes", "string" or a message.
 _MESSAGES = {
@@ -22,7 +21,11 @@ _MESSAGES = {
 }
 
 
-def _make_example_class() -> type[Any]:
+@functools.cache
+def _example_class() -> type[Any]:
+    # Imported here: command lines show their help without the extra that brings protobuf.
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     Field = descriptor_pb2.FieldDescriptorProto
     scalars = {"bytes": Field.TYPE_BYTES, "string": Field.TYPE_STRING}
     file = descriptor_pb2.FileDescriptorProto(name="example", package="e", syntax="proto3")
@@ -42,12 +45,9 @@ def _make_example_class() -> type[Any]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("e.Example"))
 
 
-_Example = _make_example_class()
-
-
 def serialize(features: Mapping[str, bytes]) -> bytes:
     """A record of `features`; equal features in equal order give equal bytes."""
-    example = _Example()
+    example = _example_class()()
     for key, value in features.items():
         entry = example.features.feature.add(key=key)
         entry.value.bytes_list.value.append(value)
@@ -60,7 +60,7 @@ def parse(record: bytes) -> dict[str, bytes]:
     Raises:
       google.protobuf.message.DecodeError: `record` is no such message.
     """
-    example = _Example.FromString(record)
+    example = _example_class().FromString(record)
     return {
         entry.key: entry.value.bytes_list.value[0]
         for entry in example.features.feature

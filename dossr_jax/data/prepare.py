@@ -25,7 +25,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from dossr_jax.data import worker
@@ -41,7 +40,7 @@ from dossr_jax.data.sources import (
     split_of,
 )
 from dossr_jax.data.tiles import Options, Tally, make_examples
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, require_extra
 
 REPORT_FILE = "prepare.json"
 _NAME = "photos"
@@ -155,6 +154,8 @@ def _tally_of(shard: Shard, out: Path) -> Path:
 
 
 def _write_shard(shard: Shard, out: Path, options: Options) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     tally = Tally()
     temporary = out / UNFINISHED / f"{shard.file}.{os.getpid()}"
     try:
@@ -234,9 +235,8 @@ def _summary(report: dict[str, Any]) -> str:
     tiles = ", ".join(f"{n} {split}" for split, n in report["records"].items()) or "no"
     parts = [
         f"{tiles} tiles of {report['photos']} photos",
-        f"{report['flat_tiles']} flat ones left",
+        f"{report['flat_tiles']} flat ones left out",
     ]
-    parts[1] += " out"
     if report["too_small"]:
         parts.append(f"{len(report['too_small'])} photos too small: {listed(report['too_small'])}")
     if report["undecodable"]:
@@ -271,9 +271,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of photos")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
-    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
     values["halve"] = tuple(args.halve)
     try:
+        require_extra("train", "array_record", "google.protobuf")
         options = Options(**values)
         report = prepare(args.photos, args.out, options, workers=max(1, args.workers))
     except UserError as error:

@@ -16,16 +16,17 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from google.protobuf.message import DecodeError
 from PIL import Image
 
 from dossr_jax import image_io
 from dossr_jax.data import examples
 from dossr_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 SCALE = 4
 SPLITS = ("train", "validation")
@@ -257,6 +258,8 @@ class Prepared:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
+        from google.protobuf.message import DecodeError
+
         try:
             features = examples.parse(self._records[index])
             hr, lr = features[self._hr], features.get("lr")
@@ -272,6 +275,8 @@ class Prepared:
 
 
 def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     files = []
@@ -294,6 +299,8 @@ def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:
 
 
 def _check_shard(file: Path, length: int) -> None:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     try:
         found = len(ArrayRecordDataSource(os.fspath(file)))
     except RuntimeError as error:

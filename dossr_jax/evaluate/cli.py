@@ -18,8 +18,8 @@ from dossr_jax import image_io, options
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import candidates, report
+from dossr_jax.evaluate.evaluation import Evaluation
 from dossr_jax.evaluate.lowres import preset_scale
-from dossr_jax.evaluate.run import Run
 from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
 from dossr_jax.evaluate.sets import Folder, ImageSet
 
@@ -186,7 +186,7 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
                 bar.write(f"error: {problem}", file=sys.stderr)
             bar.update()
 
-        run = Run(
+        evaluation = Evaluation(
             images,
             metrics,
             border=args.border,
@@ -194,14 +194,14 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
             repeats=args.repeats,
             save=args.output if args.save_images else None,
         )
-        work = [functools.partial(run.folder, folder) for folder in folders]
-        work += [functools.partial(run.candidate, candidate) for candidate in found]
+        work = [functools.partial(evaluation.folder, folder) for folder in folders]
+        work += [functools.partial(evaluation.candidate, candidate) for candidate in found]
         for score in work:
             results.append(score())
             if not args.summary:
                 bar.write(report.image_table(results[-1], metrics) + "\n")
 
-    notes = _notes(run)
+    notes = _notes(evaluation)
     conventions = {name: convention(name, border=args.border) for name in metrics}
     if not any(result.scores for result in results):
         raise UserError("nothing could be measured; see the errors above")
@@ -216,28 +216,28 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
             "versions": _versions(),
             "device": str(jax.local_devices()[0].device_kind),
             "degradation": {"preset": args.preset, "seed": args.degradation_seed},
-            "failures": problems + run.failures,
+            "failures": problems + evaluation.failures,
             "notes": notes,
         }
         content = report.as_json(results, conventions, about)
         report.write(args.output / "evaluation.json", content)
         report.write(args.output / "evaluation.csv", report.as_csv(results, metrics))
         print(f"written: {args.output / 'evaluation.json'}, {args.output / 'evaluation.csv'}")
-    if problems or run.failures:
-        count = len(problems) + len(run.failures)
+    if problems or evaluation.failures:
+        count = len(problems) + len(evaluation.failures)
         print(f"{count} could not be paired or measured; see the errors above")
         return BAD_INPUT
     return 0
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(evaluation: Evaluation) -> list[str]:
     notes = [
         f"{metric}: not defined for {len(names)} images too small or flat "
         f"({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
-        for metric, names in run.gaps.items()
+        for metric, names in evaluation.gaps.items()
     ]
-    if run.mixed:
-        listed = ", ".join(sorted(run.mixed))
+    if evaluation.mixed:
+        listed = ", ".join(sorted(evaluation.mixed))
         notes.append(f"grey against colour, measured as three channels: {listed}")
     return notes
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import os
 import socket
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, require_extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +122,7 @@ def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float
 
 @functools.cache
 def _metric(name: str) -> Callable[..., Any]:
-    if importlib.util.find_spec("pyiqa") is None:
-        raise UserError(f"{name}: pyiqa is not installed; pip install 'dossr-jax[iqa]'")
+    require_extra("iqa", "pyiqa", wanted_by=name)
     with _offline(name):
         _check_files(name)
         import pyiqa  # pyright: ignore[reportMissingImports] - needs torchvision

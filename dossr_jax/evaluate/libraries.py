@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 
 import numpy as np
 from PIL import Image
 
-from dossr_jax.errors import UserError
-
-
-def _check(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"{module} is not installed; pip install 'dossr-jax[perceptual]'")
+from dossr_jax.errors import require_extra
 
 
 def check_ssimulacra2() -> None:
     """Raise UserError where the library is not installed."""
-    _check("ssimulacra2")
+    require_extra("perceptual", "ssimulacra2")
 
 
 def check_flip() -> None:
     """Raise UserError where the library is not installed."""
-    _check("flip_evaluator")
+    require_extra("perceptual", "flip_evaluator")
 
 
 def ssimulacra2(image: np.ndarray, reference: np.ndarray) -> float:

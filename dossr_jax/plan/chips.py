@@ -8,14 +8,13 @@ program and names when one is too large.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import re
 from typing import Any
 
 import jax
 
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, require_extra
 
 GIB = 2**30
 
@@ -95,8 +94,7 @@ def open_slice(topology: str) -> Slice:
 def _tpu_devices(topology: str) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("planning for a TPU needs libtpu: pip install 'dossr-jax[plan]'")
+    require_extra("plan", "libtpu")
     # Compiling touches no TPU, so it need not wait for another process that holds libtpu's lock.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # Without these libtpu asks the network for the machine it is on, and says what it misses.

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dossr_jax.config import TrainConfig
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, require_extra
 
 BAD_INPUT = 2
 _EXPORT_DTYPES = ("bfloat16", "float32")
-# The modules of the extra [train] that training and its data import.
-_EXTRA = {"array_record", "google", "grain", "optax", "tensorboardX"}
+_EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX")
 _EXAMPLES = """\
 examples:
   python train.py --list
@@ -110,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changes = list(args.set)
         changes += [f"steps={args.steps}"] if args.steps is not None else []
         changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
-        _run(experiments.load_config(args.config, changes), args)
-    except ModuleNotFoundError as lack:
-        return _explain(lack)
+        config = experiments.load_config(args.config, changes)
+        require_extra("train", *_EXTRA)
+        _run(config, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -120,28 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
-
-
-def prepare(arguments: Sequence[str] | None = None) -> int:
-    """`dossr-prepare`: `dossr_jax.data.prepare`, or what to install; returns the exit status."""
-    try:
-        from dossr_jax.data.prepare import main
-    except ModuleNotFoundError as lack:
-        return _explain(lack)
-    main(arguments)
-    return 0
-
-
-def _explain(lack: ModuleNotFoundError) -> int:
-    """One line of what to install, where `lack` is of the extra; raises it again otherwise."""
-    if (lack.name or "").split(".")[0] not in _EXTRA:
-        raise lack
-    print(
-        f"error: {lack.name} is not installed; training and its data need the extra: "
-        "pip install 'dossr-jax[train]'",
-        file=sys.stderr,
-    )
-    return BAD_INPUT
 
 
 def _run(config: TrainConfig, args: argparse.Namespace) -> None:

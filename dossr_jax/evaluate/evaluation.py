@@ -18,8 +18,8 @@ from dossr_jax.evaluate.scores import Undefined, score
 from dossr_jax.evaluate.sets import Folder, ImageSet, is_grey
 
 
-class Run:
-    """One evaluation.
+class Evaluation:
+    """Scores of one set of images, however many ways they are restored.
 
     Attributes:
       failures: images that could not be read, restored or compared, a line each.
