@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.models.layers import Dtype, Factory
+from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.unet import Encoder, Remat, encoder_channels
 
 
@@ -15,17 +17,11 @@ class ControlNet(nnx.Module):
     """Residuals for the UNet's skips and middle from (x_t, hint); zero before training."""
 
     def __init__(
-        self,
-        config: UNetConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        remat: Remat = "none",
-        rngs: nnx.Rngs,
+        self, config: UNetConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
     ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
-        self.encoder = Encoder(make, 2 * config.in_channels, config, dtype=dtype, remat=remat)
+        make = Factory(**options)
+        self.dtype = make.dtype
+        self.encoder = Encoder(make, 2 * config.in_channels, config, remat=remat)
         channels = encoder_channels(config)
         self.zero_convs = nnx.List(make.zero_conv(c, c) for c in channels)
         self.zero_mid = make.zero_conv(channels[-1], channels[-1])

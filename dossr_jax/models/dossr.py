@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -9,7 +11,7 @@ from jax.typing import ArrayLike
 
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.controlnet import ControlNet
-from dossr_jax.models.layers import Dtype
+from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
 from dossr_jax.models.text_encoder import TextEncoder
@@ -25,15 +27,8 @@ class DoSSR(nnx.Module):
     """
 
     def __init__(
-        self,
-        config: DoSSRConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        remat: Remat = "none",
-        rngs: nnx.Rngs,
+        self, config: DoSSRConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
         self.unet = UNet(config.unet, remat=remat, **options)
         self.control = ControlNet(config.unet, remat=remat, **options)
@@ -44,8 +39,9 @@ class DoSSR(nnx.Module):
         self.refiner = Refiner(config.rrdb, **options) if config.refiner else None
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
-        self.context = nnx.Param(jnp.zeros(shape, param_dtype))
-        self.negative_context = nnx.Param(jnp.zeros(shape, param_dtype))
+        dtype = Factory(**options).param_dtype
+        self.context = nnx.Param(jnp.zeros(shape, dtype))
+        self.negative_context = nnx.Param(jnp.zeros(shape, dtype))
 
     def pre_restore(
         self, lr: Array, size: tuple[int, int] | None = None, *, clip: bool = True

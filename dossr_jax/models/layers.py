@@ -7,7 +7,7 @@ parameters. Norm statistics are taken in float32 at least, in float64 when compu
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,21 @@ from jax import Array
 Dtype = Any
 
 
+class LayerOptions(TypedDict, total=False):
+    """Keywords of every network: its dtypes, float32 by default, and the random streams."""
+
+    dtype: Dtype
+    param_dtype: Dtype
+    rngs: Required[nnx.Rngs]
+
+
 class Factory:
     """Builds layers that share dtypes and random streams, so that call sites name shapes only."""
 
-    def __init__(self, *, dtype: Dtype, param_dtype: Dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, *, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.dtype, self.param_dtype, self.rngs = dtype, param_dtype, rngs
         self.options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
     def conv(
@@ -54,6 +65,11 @@ class Factory:
     def layer_norm(self, channels: int) -> nnx.LayerNorm:
         # PyTorch's default epsilon; nnx's is 1e-6.
         return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, **self.options)
+
+    def normal(self, shape: tuple[int, ...], deviation: float) -> nnx.Param:
+        """Parameters of a normal distribution around zero."""
+        draws = jax.random.normal(self.rngs.params(), shape, self.param_dtype)
+        return nnx.Param(deviation * draws)
 
 
 def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:

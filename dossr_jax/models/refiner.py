@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.models.layers import Dtype, Factory, space_to_depth
+from dossr_jax.models.layers import Factory, LayerOptions, space_to_depth
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
 
 
@@ -20,16 +22,9 @@ class Refiner(nnx.Module):
     zero, where nothing is changed at a detail of 1. The result is not clipped.
     """
 
-    def __init__(
-        self,
-        config: RRDBConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.net = RRDBNet(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, config: RRDBConfig, **options: Unpack[LayerOptions]):
+        make = Factory(**options)
+        self.net = RRDBNet(config, **options)
         self.block = UPSCALE * config.fold
         self.conv_change = make.zero_conv(3 * self.block**2, config.num_features, 3)
 

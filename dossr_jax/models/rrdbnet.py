@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.models.layers import Dtype, Factory, depth_to_space, nearest_x2, space_to_depth
+from dossr_jax.models.layers import (
+    Factory,
+    LayerOptions,
+    depth_to_space,
+    nearest_x2,
+    space_to_depth,
+)
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
@@ -54,16 +62,9 @@ class RRDBNet(nnx.Module):
     h and w are multiples of config.fold.
     """
 
-    def __init__(
-        self,
-        config: RRDBConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
+    def __init__(self, config: RRDBConfig, **options: Unpack[LayerOptions]):
+        make = Factory(**options)
+        self.dtype = make.dtype
         self.config = config
         features = config.num_features
         self.conv_first = make.conv(config.in_channels * config.fold**2, features)

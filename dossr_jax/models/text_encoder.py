@@ -7,12 +7,14 @@ one: OpenAI's CLIP has x sigmoid(1.702 x), and jax's default is the tanh formula
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dossr_jax.config import TextConfig
-from dossr_jax.models.layers import Factory, attention
+from dossr_jax.models.layers import Factory, LayerOptions, attention
 
 
 class TextBlock(nnx.Module):
@@ -51,31 +53,19 @@ class TextEncoder(nnx.Module):
     and softmax are taken in float32, or in float64 where `dtype` is that.
     """
 
-    def __init__(
-        self,
-        config: TextConfig,
-        *,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: TextConfig, **options: Unpack[LayerOptions]):
         width = config.width
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
+        make = Factory(**options)
+        self.dtype = make.dtype
         self.layers_run = config.layers - config.skip_layers
         self.token_embedding = nnx.Embed(config.vocab_size, width, **make.options)
-        self.position_embedding = nnx.Param(
-            0.01 * jax.random.normal(rngs.params(), (config.context_length, width), param_dtype)
-        )
+        self.position_embedding = make.normal((config.context_length, width), 0.01)
         self.blocks = nnx.List([TextBlock(make, width, config.heads) for _ in range(config.layers)])
         self.norm_out = make.layer_norm(width)
         if config.projection_dim:
-            shape = (width, config.projection_dim)
-            self.text_projection = nnx.Param(
-                width**-0.5 * jax.random.normal(rngs.params(), shape, param_dtype)
-            )
+            self.text_projection = make.normal((width, config.projection_dim), width**-0.5)
             # CLIP starts its learned log-temperature at log(1 / 0.07).
-            self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07, param_dtype)))
+            self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07, make.param_dtype)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Encode `tokens` (b, n) int32, n <= context_length (77), to (b, n, width) of `dtype`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.models.layers import Dtype, Factory, ResBlock, attention, nearest_x2
+from dossr_jax.models.layers import Dtype, Factory, LayerOptions, ResBlock, attention, nearest_x2
 
 _RES_EPSILON = 1e-5
 _TRANSFORMER_EPSILON = 1e-6
@@ -34,9 +34,9 @@ def timestep_embedding(t: Array, dim: int, dtype: Dtype) -> Array:
 class TimeEmbedding(nnx.Module):
     """Two-layer MLP on the sinusoidal embedding."""
 
-    def __init__(self, make: Factory, dim: int, time_dim: int, *, dtype: Dtype):
+    def __init__(self, make: Factory, dim: int, time_dim: int):
         self.dim = dim
-        self.dtype = dtype
+        self.dtype = make.dtype
         self.fc1 = make.linear(dim, time_dim)
         self.fc2 = make.linear(time_dim, time_dim)
 
@@ -117,14 +117,8 @@ class Stage(nnx.Module):
     """A residual block, followed by a transformer where the level has them."""
 
     def __init__(self, make: Factory, c_in: int, c_out: int, config: UNetConfig, *, attend: bool):
-        self.res = ResBlock(
-            make,
-            c_in,
-            c_out,
-            groups=config.norm_groups,
-            epsilon=_RES_EPSILON,
-            time_dim=config.time_dim,
-        )
+        options = {"groups": config.norm_groups, "time_dim": config.time_dim}
+        self.res = ResBlock(make, c_in, c_out, epsilon=_RES_EPSILON, **options)
         self.transformer = SpatialTransformer(make, c_out, config) if attend else None
 
     def __call__(self, x: Array, temb: Array, context: Array) -> Array:
@@ -195,11 +189,9 @@ class Encoder(nnx.Module):
     ("none"), all but products of matrices ("dots"), or everything ("full").
     """
 
-    def __init__(
-        self, make: Factory, in_channels: int, config: UNetConfig, *, dtype: Dtype, remat: Remat
-    ):
+    def __init__(self, make: Factory, in_channels: int, config: UNetConfig, *, remat: Remat):
         self.remat: Remat = remat
-        self.time = TimeEmbedding(make, config.model_channels, config.time_dim, dtype=dtype)
+        self.time = TimeEmbedding(make, config.model_channels, config.time_dim)
         self.conv_in = make.conv(in_channels, config.model_channels)
         widths = [config.model_channels, *(m * config.model_channels for m in config.channel_mult)]
         self.down = nnx.List(
@@ -243,18 +235,12 @@ class UNet(nnx.Module):
     """Noise prediction e(x_t, t, context), optionally with a ControlNet's residuals."""
 
     def __init__(
-        self,
-        config: UNetConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        remat: Remat = "none",
-        rngs: nnx.Rngs,
+        self, config: UNetConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
     ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
+        make = Factory(**options)
+        self.dtype = make.dtype
         self.remat: Remat = remat
-        self.encoder = Encoder(make, config.in_channels, config, dtype=dtype, remat=remat)
+        self.encoder = Encoder(make, config.in_channels, config, remat=remat)
         skips = encoder_channels(config)
         c_in = skips[-1]
         self.up = nnx.List()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,8 +11,8 @@ from jax import Array
 
 from dossr_jax.config import VAEConfig
 from dossr_jax.models.layers import (
-    Dtype,
     Factory,
+    LayerOptions,
     ResBlock,
     attention,
     depth_to_space,
@@ -81,16 +83,9 @@ class VAEEncoder(nnx.Module):
     The quantisation convolution is part of it.
     """
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
+    def __init__(self, config: VAEConfig, **options: Unpack[LayerOptions]):
+        make = Factory(**options)
+        self.dtype = make.dtype
         self.patch_size = config.patch_size
         groups = config.norm_groups
         widths = [config.base_channels, *(m * config.base_channels for m in config.channel_mult)]
@@ -135,16 +130,9 @@ class VAEEncoder(nnx.Module):
 class VAEDecoder(nnx.Module):
     """Latents (b, h, w, z), unscaled -> image (b, f h, f w, 3), about [-1, 1], not clipped."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = Factory(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dtype = dtype
+    def __init__(self, config: VAEConfig, **options: Unpack[LayerOptions]):
+        make = Factory(**options)
+        self.dtype = make.dtype
         self.patch_size = config.patch_size
         groups = config.norm_groups
         widths = [m * config.base_channels for m in reversed(config.channel_mult)]
@@ -177,15 +165,7 @@ class VAEDecoder(nnx.Module):
 class VAE(nnx.Module):
     """Encoder and decoder."""
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        *,
-        dtype: Dtype = jnp.float32,
-        param_dtype: Dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def __init__(self, config: VAEConfig, **options: Unpack[LayerOptions]):
         self.encoder = VAEEncoder(config, **options)
         self.decoder = VAEDecoder(config, **options)
 
