@@ -163,8 +163,7 @@ def test_a_tolerance_comes_from_all_that_an_entry_depends_on():
     assert report.float32_tolerance("fix", own) == 4 * 6e-5  # stored in float32 alone
     assert report.float32_tolerance("network", own) == report.FLOAT32_FLOOR
     assert report.float32_tolerance("image", {"network": 1.0}) == report.FLOAT32_CEILING
-    assert report.float32_tolerance("fix", {}) == 4 * report.ASSUMED_ERROR["fix"]
-    assert set(report.UPSTREAM) == set(report.ASSUMED_ERROR)
+    assert report.float32_tolerance("fix", {}) == 4 * report.KINDS["fix"].assumed
 
 
 @pytest.mark.slow

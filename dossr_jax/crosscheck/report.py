@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,32 +27,33 @@ HOST_BAR = 2.0**-23
 FACTOR = 4.0
 FLOAT32_FLOOR = 4 * 2.0**-23
 FLOAT32_CEILING = 1e-3
-# Kind -> kinds that its errors come from, besides itself. The error of the time embedding (an angle
-# of 1000 rad, of which float32 resolves 3e-5) hardly reaches what the network makes of it.
-UPSTREAM: dict[str, tuple[str, ...]] = {
-    "embedding": (),
-    "time": (),
-    "network": (),
-    "pre": (),
-    "encoding": ("pre",),
-    "decoding": ("encoding",),
-    "fix": ("decoding",),
-    "trajectory": ("network",),
-    "image": ("trajectory",),
-    "training": ("network",),
-}
-# PyTorch's own error where a folder has no twins of a kind: three times the golden folder's.
-ASSUMED_ERROR = {
-    "embedding": 2e-4,
-    "time": 2e-5,
-    "network": 5e-6,
-    "pre": 1e-5,
-    "encoding": 5e-5,
-    "decoding": 1e-4,
-    "fix": 1e-4,
-    "trajectory": 3e-5,
-    "image": 4e-5,
-    "training": 1e-5,
+
+
+class Kind(NamedTuple):
+    """What is known of the entries of one kind.
+
+    Attributes:
+      assumed: PyTorch's own error where a folder has no twins: three times the golden folder's.
+      upstream: kinds that its errors come from, besides itself.
+    """
+
+    assumed: float
+    upstream: tuple[str, ...] = ()
+
+
+# The error of the time embedding (an angle of 1000 rad, of which float32 resolves 3e-5) hardly
+# reaches what the network makes of it.
+KINDS = {
+    "embedding": Kind(2e-4),
+    "time": Kind(2e-5),
+    "network": Kind(5e-6),
+    "pre": Kind(1e-5),
+    "encoding": Kind(5e-5, ("pre",)),
+    "decoding": Kind(1e-4, ("encoding",)),
+    "fix": Kind(1e-4, ("decoding",)),
+    "trajectory": Kind(3e-5, ("network",)),
+    "image": Kind(4e-5, ("trajectory",)),
+    "training": Kind(1e-5, ("network",)),
 }
 # The twin of these kinds is PyTorch in float64 with its registered schedule buffers left as they
 # are stored, rounded to float32, where ours are float64 throughout.
@@ -100,9 +101,9 @@ def float32_tolerance(kind: str, own: Mapping[str, float]) -> float:
         return HOST_BAR
     chain = [kind]
     for each in chain:
-        chain += UPSTREAM[each]
+        chain += KINDS[each].upstream
     known = [own[each] for each in chain if each in own]
-    error = max(known) if known else ASSUMED_ERROR[kind]
+    error = max(known) if known else KINDS[kind].assumed
     return min(max(FACTOR * error, FLOAT32_FLOOR), FLOAT32_CEILING)
 
 
