@@ -39,11 +39,11 @@ def seeds() -> Experiment:
 def path() -> Experiment:
     """The shifting sequence, and a picture on its way through the process."""
     return Experiment(
-        "The shifting sequence, and a way through the process",
-        f"Above: eta, alpha and sigma over t; dots are the {STEPS} evaluations of order 1, SDE, "
-        "uniform grid, fidelity 0, seed 0. Below, at every one: x_t / alpha_t decoded, (1 - eta) "
-        "x0 + eta x_lr with its noise, and the prediction of x0 decoded, without colour fix; "
-        "the tables are of the predictions.",
+        "The shifting sequence, and one run through the process",
+        f"Top: eta, alpha and sigma over t; dots mark the {STEPS} evaluations of order 1, SDE, "
+        "uniform grid, fidelity 0, seed 0. Bottom, for each evaluation: x_t / alpha_t decoded, "
+        "which is (1 - eta) x0 + eta x_lr with its noise, and the prediction of x0 decoded, "
+        "without colour fix. The tables show the predictions.",
         extra=_draw_path,
     )
 

@@ -52,9 +52,9 @@ def steps() -> Experiment:
     counts = (1, 2, 3, 5, 10, 20, 50)
     return Experiment(
         "Quality against steps",
-        "Published: order 3, SDE, uniform grid, ending at t = 0 with its residual noise. Clean: "
-        "order 1, ending at the last prediction of x0. Asinh: the sampler made for few steps. "
-        "Fidelity 0 in all three. The model's default is whatever its file stores.",
+        "Published: order 3, SDE, uniform grid; it ends at t = 0 with its residual noise. Clean: "
+        "order 1; it ends at the last prediction of x0. Asinh: the sampler for few steps. All "
+        "three have fidelity 0. Default: the sampler that the model file stores.",
         (
             *_series("published", counts),
             *_series("clean order 1", counts, order=1, **CLEAN),
@@ -62,7 +62,7 @@ def steps() -> Experiment:
             Variant("default", None, "model's default", 5),
         ),
         "steps",
-        shown=tuple(f"published, {n}" for n in (1, 5, 20, 50)) + ("span, 5", "default"),
+        shown=tuple(f"published, {n}" for n in (1, 5, 20, 50)) + ("asinh, 5", "default"),
     )
 
 
@@ -70,7 +70,7 @@ def order() -> Experiment:
     """Solver orders 1 to 3 at equal steps."""
     return Experiment(
         "Solver order",
-        "SDE, uniform grid, published end, fidelity 0; every order has the same number of "
+        "SDE, uniform grid, published end, fidelity 0. Orders are compared at equal numbers of "
         "network evaluations.",
         sum((_series(f"order {n}", (3, 5, 10, 20), order=n) for n in (1, 2, 3)), ()),
         "steps",
@@ -83,8 +83,8 @@ def shift() -> Experiment:
     names = ("trunc_13", "trunc_12", "trunc_23")
     return Experiment(
         "Shifting sequence and start time",
-        "Sampling starts at T/3, T/2 or 2T/3 and eta follows. The model was trained with one of "
-        "them (named below), so this shows how far a trained model bears another, not which "
+        "Sampling starts at T/3, T/2 or 2T/3, and eta follows. The model was trained with one of "
+        "them (named above), so this shows how well a trained model tolerates another, not which "
         "sequence would train best. Order 1, SDE, published end, fidelity 0.",
         sum((_series(name, (5, 10), eta=name, order=1) for name in names), ()),
         "steps",
@@ -113,8 +113,8 @@ def start(noise_trained: str = "") -> Experiment:
             variants += _series(label, usual, **options, **CLEAN)
             shown += [f"{label}, {n}" for n in (5, 50)]
     text = (
-        "From noise: plain diffusion (eta = 0) over all T times, the ControlNet's hint still "
-        "there. Order 1, SDE, uniform grid, ending at x0, fidelity 0. The ControlNet was trained "
+        "From noise: plain diffusion (eta = 0) over all T times, still with the ControlNet's "
+        "hint. Order 1, SDE, uniform grid, ending at x0, fidelity 0. The ControlNet was trained "
         "on the shifted process alone, which favours the start from LR. "
     )
     text += noise_trained or "No ControlNet trained from noise was measured beside it."
@@ -144,23 +144,22 @@ def color_fix() -> Experiment:
     names = ("wavelet", "residual", "adain", "none")
     return Experiment(
         "Colour fix",
-        "The published sampler, 5 steps, fidelity 0; the fix alone changes.",
+        "The published sampler, 5 steps, fidelity 0; only the fix changes.",
         tuple(Variant(name, {"color_fix": name}) for name in names),
         shown=names,
     )
 
 
 def latency() -> Experiment:
-    """Seconds an image against quality."""
+    """Seconds per image against quality."""
     counts = (1, 5, 20)
     default = Variant("default", None, "model's default", 5, repeats=2)
     settings = {"published": {}, "clean order 1": {"order": 1, **CLEAN}}
     return Experiment(
         "Latency against quality",
-        "Seconds an image of a warm program, the faster of two runs over all images of all "
-        "tables, all stages included; "
-        "fidelity 0 but for the model's default. Other work shared the machine: read ratios, "
-        "not seconds.",
+        "Seconds per image with a compiled program, all stages included: the faster of two runs "
+        "over the images of all tables. Fidelity is 0 except for the model's default. Other work "
+        "shared the machine: read ratios, not seconds.",
         tuple(
             dataclasses.replace(v, repeats=2)
             for name, options in settings.items()
