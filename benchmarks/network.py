@@ -68,13 +68,15 @@ class Setup:
 def random_module(make: Callable[[Any], nnx.Module], rng: np.random.Generator) -> nnx.Module:
     """A module of ours with random parameters."""
     module = weights.make_abstract(make)
-    shapes = {name: param.shape for name, param in weights.names_and_params(module)}
 
-    def draw(name: str) -> np.ndarray:
-        scale = np.float32(np.prod(shapes[name][:-1], initial=1) ** -0.5)
-        return rng.standard_normal(shapes[name], np.float32) * scale
+    def draw(shape: tuple[int, ...]) -> weights.Lazy:
+        scale = np.float32(np.prod(shape[:-1], initial=1) ** -0.5)
+        return weights.Lazy(
+            shape, np.dtype(np.float32), lambda: rng.standard_normal(shape, np.float32) * scale
+        )
 
-    weights.fill(module, draw, set(shapes), "random")
+    tensors = {name: draw(param.shape) for name, param in weights.names_and_params(module)}
+    weights.fill(module, tensors, "random")
     return module
 
 

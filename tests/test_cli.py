@@ -156,7 +156,7 @@ def test_a_wrong_checkpoint_is_one_line(run, photos, model_file, tmp_path, kind)
         path.write_text("weights")
     elif kind == "foreign":
         arrays = {"conv.weight": np.zeros((2, 2), np.float32)}
-        weights.write_safetensors(path, arrays, arrays.__getitem__)
+        weights.write_safetensors(path, arrays)
     elif kind == "folder":
         path.mkdir()
     elif kind == "misshapen":
@@ -165,7 +165,7 @@ def test_a_wrong_checkpoint_is_one_line(run, photos, model_file, tmp_path, kind)
         arrays["unet.conv_out.bias"] = np.zeros(7, np.float32)
         del arrays["unet.norm_out.scale"]
         header = weights.metadata_for(model.config)
-        weights.write_safetensors(path, arrays, arrays.__getitem__, header)
+        weights.write_safetensors(path, arrays, header)
     status, results, err = run(photos, model=path)
     assert (status, results) == (2, {})
     assert_one_error(err, "wrong.safetensors")

@@ -14,11 +14,11 @@ from helpers.folders import OTHER, write_model
 from safetensors.numpy import load_file, save_file
 
 from dossr_jax import method, restore, weights
-from dossr_jax.convert.state import lazy
 from dossr_jax.crosscheck import main, report
 from dossr_jax.crosscheck.entries import HOST, RESTORE, Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, open_folder
 from dossr_jax.crosscheck.networks import Runner, _quarter
+from dossr_jax.weights import lazy
 
 
 def test_networks_and_schedules_agree_with_pytorch(golden_dir, capsys, tmp_path):

@@ -6,23 +6,25 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from dossr_jax import weights
 from dossr_jax.convert.release import Model
-from dossr_jax.convert.state import Lazy, lazy
+from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
 from dossr_jax.models.layers import Factory
 from dossr_jax.models.text_encoder import TextBlock
 from dossr_jax.prompts import tokenize
+from dossr_jax.weights import Lazy, lazy
 
 _ARRAYS = {"context": "context", "negative_context": "context_neg"}
 
 
 def with_context(model: Model, path: Path | None) -> Model:
-    """The same model with `context` and `negative_context`.
+    """Give a model its `context` and `negative_context`.
 
     Args:
       model: a model that has them already, or a text tower to compute them with.
@@ -55,7 +57,7 @@ def with_context(model: Model, path: Path | None) -> Model:
 
 
 def without_text(model: Model) -> Model:
-    """The same model without its text tower."""
+    """Drop the text tower of a model."""
     note = "text tower left out (--keep-text keeps it)" if model.config.text else None
     return model.replace(drop="text.", text=None, note=note)
 
@@ -82,7 +84,7 @@ def _read_npz(path: Path) -> dict[str, Lazy]:
 
 
 def _run_tower(model: Model) -> dict[str, Lazy]:
-    """Embeddings of the stored prompts, one block of the tower in memory at a time."""
+    """Compute the embeddings of the stored prompts, one block of the tower in memory at a time."""
     config = model.config.text
     assert config is not None
     width = config.width
@@ -96,13 +98,19 @@ def _run_tower(model: Model) -> dict[str, Lazy]:
         )
     position = model.tensors["text.position_embedding"].load()
     x = jnp.asarray(table[tokens], jnp.float32) + jnp.asarray(position, jnp.float32)[None]
-    block = _part(lambda make: TextBlock(make, width, config.heads))
-    norm = _part(lambda make: make.layer_norm(width))
-    run = nnx.jit(lambda module, x: module(x))
+    block = _abstract(lambda make: TextBlock(make, width, config.heads))
+    norm = _abstract(lambda make: make.layer_norm(width))
+    forward = nnx.jit(lambda module, x: module(x))
+    tower = State("the text tower", model.tensors).below("text.")
+
+    def run(module: nnx.Module, name: str, x: jax.Array) -> jax.Array:
+        weights.fill(module, tower.below(f"{name}.").tensors, f"{tower.source}, {name}")
+        return forward(module, x)
+
     for i in range(config.layers - config.skip_layers):
         # Waiting keeps the next block's weights from being read before this one's are let go.
-        x = run(_filled(block, model, f"text.blocks.{i}."), x).block_until_ready()
-    rows = np.asarray(run(_filled(norm, model, "text.norm_out."), x))
+        x = run(block, f"blocks.{i}", x).block_until_ready()
+    rows = np.asarray(run(norm, "norm_out", x))
     if not np.isfinite(rows).all():
         raise UserError(
             "the text tower gives no finite numbers for the stored prompts, its weights are "
@@ -111,12 +119,6 @@ def _run_tower(model: Model) -> dict[str, Lazy]:
     return {"context": lazy(rows[0]), "negative_context": lazy(rows[1])}
 
 
-def _part(build: Callable[[Factory], nnx.Module]) -> nnx.Module:
+def _abstract(build: Callable[[Factory], nnx.Module]) -> nnx.Module:
     options = {"dtype": jnp.float32, "param_dtype": jnp.float32}
     return weights.make_abstract(lambda rngs: build(Factory(**options, rngs=rngs)))
-
-
-def _filled(module: nnx.Module, model: Model, prefix: str) -> nnx.Module:
-    names = {name.removeprefix(prefix) for name in model.tensors if name.startswith(prefix)}
-    weights.fill(module, lambda name: model.tensors[prefix + name].load(), names, prefix)
-    return module

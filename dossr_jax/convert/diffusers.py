@@ -6,6 +6,7 @@ such a folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -13,104 +14,75 @@ from pathlib import Path
 from typing import Any
 
 from dossr_jax.config import DoSSRConfig, ProcessConfig, TextConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.infer import config_errors
+from dossr_jax.convert.infer import Settings, config_errors, count, read_settings
 from dossr_jax.convert.release import RRDB, Model, check_release_shape, join
-from dossr_jax.convert.state import Lazy, State, from_safetensors, to_ours, to_torch
+from dossr_jax.convert.state import State, to_ours, to_torch
 from dossr_jax.convert.tables import text_table, unet_table, vae_table
 from dossr_jax.errors import UserError
-from dossr_jax.weights import SafetensorsFile, write_safetensors
+from dossr_jax.weights import Lazy, read_safetensors, write_safetensors
 
 # Autoencoders saved before diffusers 0.12 name their attention so.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _CONFIG = "config.json"
-_UNET_WEIGHTS = "diffusion_pytorch_model"
-_TEXT_WEIGHTS = "model"
+_WEIGHTS = "diffusion_pytorch_model"
 
 
 def is_diffusers(path: Path) -> bool:
-    """Whether a folder looks like a diffusers model."""
+    """Tell whether a folder looks like a diffusers model."""
     return (path / "unet").is_dir()
 
 
 def read_diffusers(path: Path, rrdb: RRDB) -> Model:
-    """A diffusers folder and a pre-restorer as the DoSSR that training starts from.
+    """Make the DoSSR that training starts from of a diffusers folder and a pre-restorer.
 
     Raises:
       UserError: a part is missing or damaged, or its network is none of SD 2.x.
     """
-    unet_config = _unet_config(path / "unet")
-    vae_config = _vae_config(path / "vae")
-    process, note = _process(path / "scheduler")
+    unet, vae = _unet_config(path / "unet"), _vae_config(path / "vae")
+    process, note = _process(path / "scheduler" / "scheduler_config.json")
     with config_errors(str(path), "UNet and VAE do not belong together"):
-        config = DoSSRConfig(unet=unet_config, vae=vae_config, process=process)
-    unet = to_ours(unet_table(config.unet, "diffusers"), _read_part(path / "unet", _UNET_WEIGHTS))
-    vae = _read_part(path / "vae", _UNET_WEIGHTS).rename(_new_attention)
-    tensors = {f"unet.{name}": tensor for name, tensor in unet.items()}
-    tensors |= {
-        f"vae.{name}": tensor
-        for name, tensor in to_ours(vae_table(config.vae, "diffusers"), vae).items()
+        config = DoSSRConfig(unet=unet, vae=vae, process=process)
+    unet_state = _read_part(path / "unet", _WEIGHTS)
+    vae_state = _read_part(path / "vae", _WEIGHTS).rename(_new_attention)
+    parts = {
+        "unet": to_ours(unet_table(unet, "diffusers"), unet_state),
+        "vae": to_ours(vae_table(vae, "diffusers"), vae_state),
     }
     if (path / "text_encoder").is_dir():
-        text_config, text = _read_text(path / "text_encoder")
-        config = DoSSRConfig(unet=unet_config, vae=vae_config, process=process, text=text_config)
-        tensors |= {f"text.{name}": tensor for name, tensor in text.items()}
+        text, parts["text"] = _read_text(path / "text_encoder")
+        config = dataclasses.replace(config, text=text)
+    tensors = {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
     model = join(config, tensors, rrdb)
     return model if note is None else model.replace(note=note)
 
 
 def export_diffusers(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Lazy]]]:
-    """Sub-folder -> (config.json, tensors) of a model's UNet and VAE.
+    """Map the two sub-folders to config.json and tensors of a model's UNet and VAE.
 
     Raises:
       UserError: diffusers has no such network.
     """
-    check_release_shape(model.config)
-
-    def part(prefix: str) -> State:
-        return State("the model", dict(model.tensors)).below(prefix)
-
-    return {
-        "unet": (
-            _unet_json(model.config.unet),
-            to_torch(unet_table(model.config.unet, "diffusers"), part("unet.")),
-        ),
-        "vae": (
-            _vae_json(model.config.vae),
-            to_torch(vae_table(model.config.vae, "diffusers"), part("vae.")),
-        ),
-    }
+    config, state = model.config, State("the model", model.tensors)
+    check_release_shape(config)
+    unet = to_torch(unet_table(config.unet, "diffusers"), state.below("unet."))
+    vae = to_torch(vae_table(config.vae, "diffusers"), state.below("vae."))
+    return {"unet": (_unet_json(config.unet), unet), "vae": (_vae_json(config.vae), vae)}
 
 
-def write_part(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy], read: Any
-) -> None:
-    """Write one sub-folder; `read` is :func:`write_safetensors`'s."""
+def write_part(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Lazy]) -> None:
+    """Write one sub-folder."""
     folder.mkdir()
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     # Transformers and diffusers refuse files that do not say which framework they are for.
-    write_safetensors(folder / f"{_UNET_WEIGHTS}.safetensors", tensors, read, {"format": "pt"})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a diffusers folder has one") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); copy it again") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a JSON object; copy it again")
-    return tree
+    write_safetensors(folder / f"{_WEIGHTS}.safetensors", tensors, {"format": "pt"})
 
 
 def _read_part(folder: Path, stem: str) -> State:
-    """All tensors of a sub-folder: one file, its half-precision variant, or shards."""
+    """Read all tensors of a sub-folder: one file, its half-precision variant, or shards."""
     index = folder / f"{stem}.safetensors.index.json"
     whole = [folder / f"{stem}{variant}.safetensors" for variant in ("", ".fp16", ".bf16")]
     if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{index}: has no weight_map; copy it again")
+        shards = read_settings(index).at("weight_map").tree
         files = [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
     else:
         files = [file for file in whole if file.is_file()][:1]
@@ -119,10 +91,10 @@ def _read_part(folder: Path, stem: str) -> State:
     tensors: dict[str, Lazy] = {}
     doubled: list[str] = []
     for file in files:
-        state = from_safetensors(SafetensorsFile(file))
-        doubled += [f"{name} (again in {file.name})" for name in state.tensors if name in tensors]
-        tensors |= state.tensors
-    return State(str(folder), tensors, tuple(doubled))
+        found, _ = read_safetensors(file)
+        doubled += [f"{name} (again in {file.name})" for name in found if name in tensors]
+        tensors |= found
+    return State(str(folder), tensors, doubled)
 
 
 def _new_attention(name: str) -> str:
@@ -133,39 +105,28 @@ def _new_attention(name: str) -> str:
     )
 
 
-class _Settings:
-    """A config.json, with errors that name it."""
-
-    def __init__(self, folder: Path, kind: str):
-        self.path = folder / _CONFIG
-        self.tree = _read_json(self.path)
-        found = self.tree.get("_class_name", kind)
-        if found != kind:
-            raise UserError(f"{self.path}: describes a {found}, not a {kind}")
-
-    def value(self, name: str) -> Any:
-        if name not in self.tree:
-            raise UserError(f"{self.path}: {name} is missing; copy it again")
-        return self.tree[name]
-
-    def fail(self, name: str, reason: str) -> None:
-        raise UserError(f"{self.path}: {name} is {self.tree.get(name)!r}; {reason}")
+def _read_config(folder: Path, kind: str) -> Settings:
+    settings = read_settings(folder / _CONFIG)
+    found = settings.get("_class_name", kind)
+    if found != kind:
+        raise UserError(f"{settings.path}: describes a {found}, not a {kind}")
+    return settings
 
 
 def _unet_config(folder: Path) -> UNetConfig:
-    settings = _Settings(folder, "UNet2DConditionModel")
+    settings = _read_config(folder, "UNet2DConditionModel")
     with config_errors(str(settings.path), "this UNet is not supported"):
         widths = settings.value("block_out_channels")
         # diffusers writes the number of heads under this name.
-        heads = settings.tree.get("num_attention_heads") or settings.value("attention_head_dim")
+        heads = settings.get("num_attention_heads", None) or settings.value("attention_head_dim")
         heads = _per_level(heads, widths)
         head_dims = {width // count for width, count in zip(widths, heads, strict=True)}
         if len(head_dims) != 1:
             settings.fail("attention_head_dim", "all heads must be of one width, as in SD 2.x")
-        depths = set(_per_level(settings.tree.get("transformer_layers_per_block", 1), widths))
+        depths = set(_per_level(settings.get("transformer_layers_per_block", 1), widths))
         if len(depths) != 1:
             settings.fail("transformer_layers_per_block", "it must be the same at all levels")
-        if not settings.tree.get("use_linear_projection", False):
+        if not settings.get("use_linear_projection", False):
             settings.fail("use_linear_projection", "DoSSR needs SD 2.x weights, where it is true")
         kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
         blocks = settings.value("down_block_types")
@@ -181,7 +142,7 @@ def _unet_config(folder: Path) -> UNetConfig:
             head_dim=head_dims.pop(),
             context_dim=settings.value("cross_attention_dim"),
             transformer_depth=depths.pop(),
-            norm_groups=settings.tree.get("norm_num_groups", 32),
+            norm_groups=settings.get("norm_num_groups", 32),
         )
 
 
@@ -218,9 +179,9 @@ def _unet_json(config: UNetConfig) -> dict[str, Any]:
 
 
 def _vae_config(folder: Path) -> VAEConfig:
-    settings = _Settings(folder, "AutoencoderKL")
+    settings = _read_config(folder, "AutoencoderKL")
     for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
-        if not settings.tree.get(name, True):
+        if not settings.get(name, True):
             settings.fail(name, "an autoencoder of SD has it")
     with config_errors(str(settings.path), "this autoencoder is not supported"):
         widths = settings.value("block_out_channels")
@@ -230,8 +191,8 @@ def _vae_config(folder: Path) -> VAEConfig:
             base_channels=widths[0],
             channel_mult=tuple(width // widths[0] for width in widths),
             num_res_blocks=settings.value("layers_per_block"),
-            norm_groups=settings.tree.get("norm_num_groups", 32),
-            scale_factor=settings.tree.get("scaling_factor", 0.18215),
+            norm_groups=settings.get("norm_num_groups", 32),
+            scale_factor=settings.get("scaling_factor", 0.18215),
         )
 
 
@@ -253,48 +214,41 @@ def _vae_json(config: VAEConfig) -> dict[str, Any]:
     }
 
 
-def _process(folder: Path) -> tuple[ProcessConfig, str | None]:
-    path = folder / "scheduler_config.json"
+def _process(path: Path) -> tuple[ProcessConfig, str | None]:
+    """Read the noise schedule off the scheduler's file, and what the user has to know of it."""
+    default = ProcessConfig()
     if not path.is_file():
-        return ProcessConfig(), None
-    tree, default = _read_json(path), ProcessConfig()
-    if tree.get("beta_schedule", "scaled_linear") != "scaled_linear":
-        raise UserError(
-            f"{path}: beta_schedule is {tree['beta_schedule']!r}; DoSSR's is scaled_linear, as SD's"
-        )
+        return default, None
+    settings = read_settings(path)
+    if settings.get("beta_schedule", "scaled_linear") != "scaled_linear":
+        settings.fail("beta_schedule", "DoSSR's is scaled_linear, as SD's")
     process = ProcessConfig(
-        timesteps=tree.get("num_train_timesteps", default.timesteps),
-        beta_start=tree.get("beta_start", default.beta_start),
-        beta_end=tree.get("beta_end", default.beta_end),
+        timesteps=settings.get("num_train_timesteps", default.timesteps),
+        beta_start=settings.get("beta_start", default.beta_start),
+        beta_end=settings.get("beta_end", default.beta_end),
     )
-    kind = tree.get("prediction_type", "epsilon")
-    note = None
-    if kind != "epsilon":
-        note = (
-            f"WARNING: this UNet predicts {kind}, DoSSR's predicts epsilon: start from "
-            "SD 2.1-base rather"
-        )
-    return process, note
+    kind = settings.get("prediction_type", "epsilon")
+    if kind == "epsilon":
+        return process, None
+    return process, (
+        f"WARNING: this UNet predicts {kind}, DoSSR's predicts epsilon: start from "
+        "SD 2.1-base rather"
+    )
 
 
 def _read_text(folder: Path) -> tuple[TextConfig, dict[str, Lazy]]:
-    settings = _read_json(folder / _CONFIG)
-    activation = settings.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise UserError(
-            f"{folder / _CONFIG}: hidden_act is {activation!r}; the text tower of SD 2.x has gelu"
-        )
-    state = _read_part(folder, _TEXT_WEIGHTS).rename(lambda n: n.removeprefix("text_model."))
+    settings = read_settings(folder / _CONFIG)
+    if settings.get("hidden_act", "gelu") != "gelu":
+        settings.fail("hidden_act", "the text tower of SD 2.x has gelu")
+    state = _read_part(folder, "model").rename(lambda n: n.removeprefix("text_model."))
     state = state.select(lambda name: name != "embeddings.position_ids")
     vocab_size, width = state.shape("embeddings.token_embedding.weight")
-    pattern = re.compile(r"encoder\.layers\.(\d+)\.")
-    layers = {int(match[1]) for name in state.tensors if (match := pattern.match(name))}
     # What diffusers stores is what runs: the last layer is gone, and so are the projections.
     config = TextConfig(
         vocab_size=vocab_size,
         context_length=state.shape("embeddings.position_embedding.weight")[0],
         width=width,
-        layers=max(layers, default=-1) + 1,
+        layers=count(state, "encoder.layers.%d."),
         heads=settings.get("num_attention_heads", width // 64),
         skip_layers=0,
         projection_dim=0,

@@ -7,10 +7,12 @@ groups (32 everywhere).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import yaml
@@ -41,16 +43,63 @@ def config_errors(source: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{source}: {error}; {remedy}") from error
 
 
-def _count(state: State, pattern: str) -> int:
-    """How many of pattern % 0, pattern % 1, ... start a name, without a gap."""
-    for i in itertools.count():
-        if not any(name.startswith(pattern % i) for name in state.tensors):
-            return i
-    raise AssertionError
+class Settings:
+    """A mapping in a configuration file that knows its place there, for messages."""
+
+    def __init__(self, path: Path, tree: Any, place: str = ""):
+        self.path, self.place = path, place
+        if not isinstance(tree, Mapping):
+            raise UserError(f"{path}: {place or 'its top'} is no mapping; check the file")
+        self.tree = tree
+
+    def at(self, *names: str) -> Settings:
+        """Return the mapping at a path of names; UserError where there is none."""
+        node = self
+        for name in names:
+            node = Settings(self.path, node.value(name), f"{node.place}.{name}".lstrip("."))
+        return node
+
+    def value(self, name: str) -> Any:
+        """Return a field; UserError where it is missing."""
+        if name not in self.tree:
+            self.fail(name, "it is missing")
+        return self.tree[name]
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return a field, or `default` where it is missing."""
+        return self.tree.get(name, default)
+
+    def fail(self, name: str, reason: str) -> NoReturn:
+        """Raise UserError about a field."""
+        field = f"{self.place}.{name}".lstrip(".")
+        value = f" is {self.tree[name]!r}" if name in self.tree else ""
+        raise UserError(f"{self.path}: {field}{value}: {reason}")
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a .json or a YAML file.
+
+    Raises:
+      UserError: no such file, or no mapping in it.
+    """
+    parse, kind = (json.loads, "JSON") if path.suffix == ".json" else (yaml.safe_load, "YAML")
+    try:
+        tree = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a {kind} file ({reason}); check the path") from error
+    return Settings(path, tree)
+
+
+def count(state: State, pattern: str) -> int:
+    """Count how many of pattern % 0, pattern % 1, ... start a name, without a gap."""
+    return next(i for i in itertools.count() if not state.has(pattern % i))
 
 
 def infer_unet(state: State, head_dim: int | None) -> UNetConfig:
-    """Configuration of an LDM UNet from its keys (without prefix).
+    """Infer the configuration of an LDM UNet from its keys (without prefix).
 
     Raises:
       UserError: the keys are not those of an SD 2.x UNet.
@@ -58,7 +107,7 @@ def infer_unet(state: State, head_dim: int | None) -> UNetConfig:
     model_channels, in_channels = state.shape("input_blocks.0.0.weight")[:2]
     mults, attends, blocks = [], [], []
     new_level = True
-    for i in range(1, _count(state, "input_blocks.%d.")):
+    for i in range(1, count(state, "input_blocks.%d.")):
         if f"input_blocks.{i}.0.op.weight" in state.tensors:
             new_level = True
             continue
@@ -86,18 +135,18 @@ def infer_unet(state: State, head_dim: int | None) -> UNetConfig:
             attention_levels=tuple(attends),
             head_dim=head_dim or DEFAULT_HEAD_DIM,
             context_dim=state.shape(f"{block}.0.attn2.to_k.weight")[1],
-            transformer_depth=_count(state, f"{block}.%d."),
+            transformer_depth=count(state, f"{block}.%d."),
         )
 
 
 def infer_vae(state: State) -> VAEConfig:
-    """Configuration of an LDM autoencoder from its keys (without prefix).
+    """Infer the configuration of an LDM autoencoder from its keys (without prefix).
 
     Raises:
       UserError: the keys are not those of an SD autoencoder.
     """
     base, in_channels = state.shape("encoder.conv_in.weight")[:2]
-    levels = range(_count(state, "encoder.down.%d."))
+    levels = range(count(state, "encoder.down.%d."))
     widths = [state.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels]
     patch = _square_side(in_channels, state.source, "encoder.conv_in.weight")
     with config_errors(state.source, "this autoencoder is not supported"):
@@ -105,13 +154,13 @@ def infer_vae(state: State) -> VAEConfig:
             z_channels=state.shape("decoder.conv_in.weight")[1],
             base_channels=base,
             channel_mult=tuple(width // base for width in widths),
-            num_res_blocks=_count(state, "encoder.down.0.block.%d."),
+            num_res_blocks=count(state, "encoder.down.0.block.%d."),
             patch_size=patch,
         )
 
 
 def infer_rrdb(state: State) -> RRDBConfig:
-    """Configuration of an RRDBNet from its (newer) keys, without prefix.
+    """Infer the configuration of an RRDBNet from its (newer) keys, without prefix.
 
     Raises:
       UserError: the keys are not those of an RRDBNet.
@@ -126,33 +175,33 @@ def infer_rrdb(state: State) -> RRDBConfig:
     return RRDBConfig(
         out_channels=state.shape("conv_last.weight")[0],
         num_features=features,
-        num_blocks=_count(state, "body.%d."),
+        num_blocks=count(state, "body.%d."),
         growth=state.shape("body.0.rdb1.conv1.weight")[0],
         scale=4 // fold,
     )
 
 
 def infer_text(state: State) -> TextConfig:
-    """Configuration of an open_clip text tower from its keys (without prefix)."""
+    """Infer the configuration of an open_clip text tower from its keys (without prefix)."""
     vocab_size, width = state.shape("token_embedding.weight")
     with_projection = "text_projection" in state.tensors
     return TextConfig(
         vocab_size=vocab_size,
         context_length=state.shape("positional_embedding")[0],
         width=width,
-        layers=_count(state, "transformer.resblocks.%d."),
+        layers=count(state, "transformer.resblocks.%d."),
         heads=max(1, width // 64),
         projection_dim=state.shape("text_projection")[1] if with_projection else 0,
     )
 
 
 def infer_process(buffers: State, default: ProcessConfig) -> ProcessConfig:
-    """The process that a checkpoint's schedule buffers describe; `default` where they are absent.
+    """Read the process off a checkpoint's schedule buffers; `default` where they are absent.
 
     Raises:
       UserError: a shifting sequence that is none of the known ones.
     """
-    values = {}
+    values: dict[str, Any] = {}
     if "betas" in buffers.tensors:
         betas = buffers.tensors["betas"].load()
         values["timesteps"] = len(betas)
@@ -163,22 +212,14 @@ def infer_process(buffers: State, default: ProcessConfig) -> ProcessConfig:
     if "lambdas" in buffers.tensors:
         eta = buffers.tensors["lambdas"].load().astype(np.float64)
         known = {name: make_eta(name, len(eta))[0] for name in ("trunc_12", "trunc_13", "trunc_23")}
-        fits = [name for name, values_ in known.items() if np.abs(values_ - eta).max() < 1e-5]
+        fits = [name for name, sequence in known.items() if np.abs(sequence - eta).max() < 1e-5]
         if not fits:
             raise UserError(
                 f"{buffers.source}: its shifting sequence (lambdas) is none of "
                 f"{', '.join(known)}; it was trained with another one"
             )
         values["eta"] = fits[0]
-    return ProcessConfig(
-        **{
-            "timesteps": default.timesteps,
-            "beta_start": default.beta_start,
-            "beta_end": default.beta_end,
-            "eta": default.eta,
-            **values,
-        }
-    )
+    return dataclasses.replace(default, **values)
 
 
 def _square_side(channels: int, source: str, name: str) -> int:
@@ -192,7 +233,7 @@ def _square_side(channels: int, source: str, name: str) -> int:
 
 
 def config_from_release_yaml(path: str | Path) -> DoSSRConfig:
-    """Configuration from a YAML file in the form of the release's model configs.
+    """Read a YAML file in the form of the release's model configs.
 
     `attention_resolutions` are downsampling factors; whether the hint encoder is shared and
     whether there is a text tower only the weights say, so those two fields keep their defaults.
@@ -201,14 +242,7 @@ def config_from_release_yaml(path: str | Path) -> DoSSRConfig:
       UserError: no such file, no YAML, or a network that this project does not have.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a YAML file ({reason}); check the path") from error
-    node = _Node(path, tree, "").at("params")
+    node = read_settings(path).at("params")
     unet = node.at("unet_config", "params")
     vae = node.at("first_stage_config", "params", "ddconfig")
     rrdb = node.at("preprocess_config", "params")
@@ -232,7 +266,7 @@ def config_from_release_yaml(path: str | Path) -> DoSSRConfig:
         )
 
 
-def _yaml_unet(node: _Node) -> UNetConfig:
+def _yaml_unet(node: Settings) -> UNetConfig:
     mults = tuple(node.value("channel_mult"))
     model_channels = node.value("model_channels")
     levels = tuple(2**i in node.value("attention_resolutions") for i in range(len(mults)))
@@ -243,12 +277,9 @@ def _yaml_unet(node: _Node) -> UNetConfig:
         if len(dims) != 1:
             node.fail("num_heads", "heads of one width are needed: give num_head_channels")
         head_dim = dims.pop()
-    for name, wanted in (
-        ("use_spatial_transformer", True),
-        ("use_linear_in_transformer", True),
-    ):
-        if node.get(name, wanted) is not wanted:
-            node.fail(name, f"only {wanted} is supported, as in SD 2.x")
+    for name in ("use_spatial_transformer", "use_linear_in_transformer"):
+        if node.get(name, True) is not True:
+            node.fail(name, "only True is supported, as in SD 2.x")
     return UNetConfig(
         in_channels=node.value("in_channels"),
         out_channels=node.value("out_channels"),
@@ -262,7 +293,7 @@ def _yaml_unet(node: _Node) -> UNetConfig:
     )
 
 
-def _yaml_vae(node: _Node, scale_factor: float) -> VAEConfig:
+def _yaml_vae(node: Settings, scale_factor: float) -> VAEConfig:
     if node.get("attn_resolutions", []):
         node.fail("attn_resolutions", "attention outside the middle is not supported")
     return VAEConfig(
@@ -273,33 +304,3 @@ def _yaml_vae(node: _Node, scale_factor: float) -> VAEConfig:
         num_res_blocks=node.value("num_res_blocks"),
         scale_factor=scale_factor,
     )
-
-
-class _Node:
-    """A mapping inside a YAML file that knows where it stands, for messages."""
-
-    def __init__(self, path: Path, tree: Any, place: str):
-        self.path, self.place = path, place
-        if not isinstance(tree, Mapping):
-            raise UserError(
-                f"{path}: {place or 'its top'} is no mapping; give a config in the "
-                "form of the release's YAML files"
-            )
-        self.tree = tree
-
-    def at(self, *names: str) -> _Node:
-        node = self
-        for name in names:
-            node = _Node(self.path, node.value(name), f"{node.place}.{name}".lstrip("."))
-        return node
-
-    def value(self, name: str) -> Any:
-        if name not in self.tree:
-            self.fail(name, "it is missing")
-        return self.tree[name]
-
-    def get(self, name: str, default: Any) -> Any:
-        return self.tree.get(name, default)
-
-    def fail(self, name: str, reason: str) -> None:
-        raise UserError(f"{self.path}: {self.place}.{name}: {reason}")

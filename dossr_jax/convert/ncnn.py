@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dossr_jax.convert.state import State, lazy
+from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
+from dossr_jax.weights import lazy
 
 _MAGIC = "7767517"
 _TAGS = {0x01306B47: np.dtype("<f2"), 0: np.dtype("<f4")}

@@ -7,19 +7,19 @@ import mmap
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from dossr_jax.convert.state import Lazy, State, from_safetensors
+from dossr_jax import weights
+from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
-from dossr_jax.weights import SafetensorsFile
+from dossr_jax.weights import Lazy
 
 TORCH_SUFFIXES = (".ckpt", ".pth", ".pt")
-# What training scripts wrap the weights in; the averaged ones come first.
+# What training scripts wrap the weights in; EMA weights come first.
 _WRAPPERS = ("state_dict", "params_ema", "params", "model")
 # Lightning names callback classes in its checkpoints. They carry no weights, so an empty class
 # stands in for them and nothing of Lightning is imported.
@@ -27,7 +27,7 @@ _INERT = ("pytorch_lightning.", "lightning.")
 
 
 def read_checkpoint(path: str | Path) -> State:
-    """The tensors of a checkpoint file, unwrapped, without "module." in front.
+    """Read the tensors of a checkpoint file, unwrapped, without "module." in front.
 
     Raises:
       UserError: no such file, truncated, not a checkpoint, or a pickle that holds code.
@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> State:
     if path.suffix.lower() in TORCH_SUFFIXES:
         state = _read_torch(path)
     elif path.suffix.lower() == ".safetensors":
-        state = from_safetensors(SafetensorsFile(path))
+        state = State(str(path), weights.read_safetensors(path)[0])
     else:
         raise UserError(
             f"{path}: not a checkpoint by its name; .safetensors, {', '.join(TORCH_SUFFIXES)} are"
@@ -120,39 +120,23 @@ def _pickle_reason(message: str) -> str:
 
 
 def _from_torch(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
-    dtypes: dict[Any, tuple[Any, Callable[[Any], np.ndarray]]] = {
-        torch.bfloat16: (
-            ml_dtypes.bfloat16,
-            lambda t: t.view(torch.int16).numpy().view(ml_dtypes.bfloat16),
-        ),
-        **{
-            getattr(torch, kind): (kind if kind != "bool" else np.bool_, lambda t: t.numpy())
-            for kind in (
-                "float64",
-                "float32",
-                "float16",
-                "int64",
-                "int32",
-                "int16",
-                "int8",
-                "uint8",
-                "bool",
-            )
-        },
-    }
-    if tensor.dtype not in dtypes or tensor.layout != torch.strided:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in map(str, weights.DTYPES.values()) or tensor.layout != torch.strided:
         raise UserError(
             f"{path}: {name} is of {tensor.dtype} ({tensor.layout}); convert the file "
             "to float32, float16 or bfloat16 first"
         )
-    dtype, to_numpy = dtypes[tensor.dtype]
+    dtype = np.dtype(kind)
 
     def load() -> np.ndarray:
-        array = to_numpy(tensor.detach().contiguous()).copy()
+        data = tensor.detach().contiguous()
+        if kind == "bfloat16":  # NumPy's is ml_dtypes', which PyTorch does not know
+            data = data.view(torch.int16)
+        array = data.numpy().view(dtype).copy()
         _page_out(tensor)
         return array
 
-    return Lazy(tuple(tensor.shape), np.dtype(dtype), load)
+    return Lazy(tuple(tensor.shape), dtype, load)
 
 
 # <sys/mman.h>; Python's mmap module does not name it. It takes pages of a file out of memory and

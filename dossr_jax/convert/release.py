@@ -22,29 +22,24 @@ from dossr_jax.convert.infer import (
     infer_vae,
 )
 from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.state import Lazy, State, lazy, to_ours, to_torch, zeros
+from dossr_jax.convert.state import State, to_ours, to_torch
 from dossr_jax.convert.tables import (
-    CONTROL_PREFIX,
     RRDB_PREFIX,
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
     release_table,
-    text_table,
-    unet_table,
-    vae_table,
-    with_prefix,
 )
 from dossr_jax.diffusion.schedule import release_buffers
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.unet import encoder_channels
+from dossr_jax.weights import BUFFER_PREFIX, Lazy, lazy
 
 RRDB = tuple[RRDBConfig, Mapping[str, Lazy]]
 
-# SD's older copies of the UNet's weights; the averaged ones are those in the UNet itself.
+# SD's second copies of the UNet's weights; the EMA weights are those in the UNet itself.
 _UNUSED_PREFIX = "model_ema."
-_CONTEXTS = ("context", "negative_context")
 _NORM_GROUPS = 32
 
 
@@ -67,7 +62,7 @@ class Model:
         note: str | None = None,
         **fields: Any,
     ) -> Model:
-        """Another model: without names that start with `drop`, with `add`, and config `fields`."""
+        """Drop the names that start with `drop`, add tensors, and change config `fields`."""
         tensors = {
             name: tensor
             for name, tensor in self.tensors.items()
@@ -79,21 +74,11 @@ class Model:
 
 
 def with_rrdb(model: Model, rrdb: RRDB) -> Model:
-    """The same model with another pre-restorer."""
+    """Put another pre-restorer into a model."""
     config, tensors = rrdb
     return model.replace(
         drop="rrdb.", add={f"rrdb.{name}": tensor for name, tensor in tensors.items()}, rrdb=config
     )
-
-
-def is_release(state: State) -> bool:
-    """Whether a checkpoint is a DoSSR one (it has a ControlNet)."""
-    return any(name.startswith(CONTROL_PREFIX) for name in state.tensors)
-
-
-def is_ldm(state: State) -> bool:
-    """Whether a checkpoint has an LDM UNet: a DoSSR or an SD one."""
-    return any(name.startswith(UNET_PREFIX) for name in state.tensors)
 
 
 def read_release(
@@ -103,25 +88,23 @@ def read_release(
     head_dim: int | None = None,
     rrdb: RRDB | None = None,
 ) -> Model:
-    """A DoSSR checkpoint of the release under our names.
+    """Read a DoSSR checkpoint of the release.
 
     Args:
       state: the checkpoint.
       config: its configuration; read off the keys where None.
-      head_dim: width of an attention head where the configuration is read off the keys.
+      head_dim: width of an attention head, in place of the configuration's.
       rrdb: a pre-restorer that takes the place of the checkpoint's, which may then lack one.
 
     Raises:
       UserError: listing every missing, extra, doubled and misshapen key.
     """
-    buffers, state = _split_buffers(state)
-    config = _configure(state, buffers, config, head_dim, with_rrdb=rrdb is None)
+    config, buffers, state = _prepare(state, config, head_dim, with_rrdb=rrdb is None)
     table = release_table(config)
     if rrdb is not None:
         state = state.select(lambda name: not name.startswith(RRDB_PREFIX))
         table = [row for row in table if not row.torch.startswith(RRDB_PREFIX)]
-    tensors = to_ours(table, state)
-    tensors.update(buffers)
+    tensors = {**to_ours(table, state), **buffers}
     config = dataclasses.replace(config, shared_encoder=_same_encoders(tensors))
     model = Model(config, tensors)
     if config.shared_encoder:
@@ -136,25 +119,58 @@ def read_sd(
     config: DoSSRConfig | None = None,
     head_dim: int | None = None,
 ) -> Model:
-    """SD 2.1's single LDM-style file and a pre-restorer as the DoSSR that training starts from.
+    """Make the DoSSR that training starts from of SD 2.1's single file and a pre-restorer.
 
     Arguments and errors are those of :func:`read_release`.
     """
     unused = sum(name.startswith(_UNUSED_PREFIX) for name in state.tensors)
-    buffers, state = _split_buffers(state.select(lambda name: not name.startswith(_UNUSED_PREFIX)))
-    config = _configure(state, buffers, config, head_dim, with_rrdb=False)
-    table = with_prefix(unet_table(config.unet), UNET_PREFIX, "unet.")
-    table += with_prefix(vae_table(config.vae), VAE_PREFIX, "vae.")
-    if config.text is not None:
-        table += with_prefix(text_table(config.text), TEXT_PREFIX, "text.")
+    state = state.select(lambda name: not name.startswith(_UNUSED_PREFIX))
+    config, buffers, state = _prepare(state, config, head_dim, with_rrdb=False)
+    parts = ("unet.", "vae.", "text.")
+    table = [row for row in release_table(config) if row.ours.startswith(parts)]
     model = join(config, {**to_ours(table, state), **buffers}, rrdb)
     if unused:
         model = model.replace(note=f"{unused} {_UNUSED_PREFIX}* keys left out: second copies")
     return model
 
 
+def _prepare(
+    state: State, config: DoSSRConfig | None, head_dim: int | None, *, with_rrdb: bool
+) -> tuple[DoSSRConfig, dict[str, Lazy], State]:
+    """Split a checkpoint: (its configuration, buffers under our names, the other tensors)."""
+    known = {*release_buffers(ProcessConfig()), "scale_factor"}
+    buffers = state.select(lambda name: name in known)
+    state = state.select(lambda name: name not in known)
+    if config is None:
+        with config_errors(state.source, "UNet and VAE do not belong together"):
+            config = DoSSRConfig(
+                unet=infer_unet(state.below(UNET_PREFIX), head_dim),
+                vae=infer_vae(state.below(VAE_PREFIX)),
+                rrdb=infer_rrdb(state.below(RRDB_PREFIX)) if with_rrdb else RRDBConfig(),
+            )
+    elif head_dim is not None:
+        unet = dataclasses.replace(config.unet, head_dim=head_dim)
+        config = dataclasses.replace(config, unet=unet)
+    config = dataclasses.replace(
+        config,
+        process=infer_process(buffers, config.process),
+        text=infer_text(state.below(TEXT_PREFIX)) if state.has(TEXT_PREFIX) else None,
+    )
+    return config, {f"{BUFFER_PREFIX}{name}": t for name, t in buffers.tensors.items()}, state
+
+
+def _same_encoders(tensors: Mapping[str, Lazy]) -> bool:
+    """Tell whether the hint encoder equals the VAE's, bit for bit and in its dtypes."""
+    for name, hint in tensors.items():
+        if name.startswith("hint_encoder."):
+            vae = tensors[name.replace("hint_", "vae.", 1)]
+            if vae.dtype != hint.dtype or vae.load().tobytes() != hint.load().tobytes():
+                return False
+    return True
+
+
 def join(config: DoSSRConfig, tensors: Mapping[str, Lazy], rrdb: RRDB) -> Model:
-    """UNet, VAE and pre-restorer as the DoSSR that training starts from.
+    """Make the DoSSR that training starts from of UNet, VAE and pre-restorer.
 
     The ControlNet gets the UNet's encoder and middle; its first convolution sees the hint through
     zeros, and its outputs pass through zeros, so that at first it changes nothing.
@@ -169,14 +185,18 @@ def join(config: DoSSRConfig, tensors: Mapping[str, Lazy], rrdb: RRDB) -> Model:
     channels = encoder_channels(config.unet)
     ends = {f"zero_convs.{i}": c for i, c in enumerate(channels)} | {"zero_mid": channels[-1]}
     for name, c in ends.items():
-        control[f"control.{name}.kernel"] = zeros((1, 1, c, c), conv_in.dtype)
-        control[f"control.{name}.bias"] = zeros((c,), conv_in.dtype)
+        control[f"control.{name}.kernel"] = _zeros((1, 1, c, c), conv_in.dtype)
+        control[f"control.{name}.bias"] = _zeros((c,), conv_in.dtype)
     config = dataclasses.replace(config, shared_encoder=True)
     return with_rrdb(Model(config, {**tensors, **control}), rrdb)
 
 
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Lazy:
+    return Lazy(shape, dtype, lambda: np.zeros(shape, dtype))
+
+
 def _widened(kernel: Lazy) -> Lazy:
-    """A kernel (h, w, i, o) with as many zero input channels appended as it has: (h, w, 2i, o)."""
+    """Append as many zero input channels as a kernel has: (h, w, i, o) -> (h, w, 2i, o)."""
     h, w, i, o = kernel.shape
 
     def load() -> np.ndarray:
@@ -187,7 +207,7 @@ def _widened(kernel: Lazy) -> Lazy:
 
 
 def export_release(model: Model) -> dict[str, Lazy]:
-    """A model under the release's keys, hint encoder and schedule buffers included.
+    """Bring a model under the release's keys, hint encoder and schedule buffers included.
 
     Buffers that the model carries go out as they came; those it lacks are computed. Without a
     text tower in the model its keys are left out.
@@ -199,51 +219,34 @@ def export_release(model: Model) -> dict[str, Lazy]:
     check_release_shape(config)
     if {config.unet.norm_groups, config.vae.norm_groups} != {_NORM_GROUPS}:
         raise UserError(
-            f"this model's norms have other than the release's {_NORM_GROUPS} groups: it cannot "
-            "be written in that form"
-        )
-    tensors = {name: tensor for name, tensor in model.tensors.items() if name not in _CONTEXTS}
-    if config.shared_encoder:
-        tensors.update(
-            {
-                f"hint_{name.removeprefix('vae.')}": tensor
-                for name, tensor in tensors.items()
-                if name.startswith("vae.encoder.")
-            }
+            f"this model cannot be written in that form: its norms have other than the release's "
+            f"{_NORM_GROUPS} groups"
         )
     buffers = {name: lazy(array) for name, array in release_buffers(config.process).items()}
-    buffers |= {
-        name.removeprefix(weights.BUFFER_PREFIX): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(weights.BUFFER_PREFIX)
-    }
-    learned = State("the model", tensors).select(
-        lambda name: not name.startswith(weights.BUFFER_PREFIX)
-    )
-    return {**buffers, **to_torch(release_table(config), learned)}
+    learned = {}
+    for name, tensor in model.tensors.items():
+        if name.startswith(BUFFER_PREFIX):
+            buffers[name.removeprefix(BUFFER_PREFIX)] = tensor
+        elif name not in ("context", "negative_context"):
+            learned[name] = tensor
+        if config.shared_encoder and name.startswith("vae.encoder."):
+            learned[name.replace("vae.", "hint_", 1)] = tensor
+    return {**buffers, **to_torch(release_table(config), State("the model", learned))}
 
 
 def check_release_shape(config: DoSSRConfig) -> None:
     """Raise UserError where PyTorch's networks have no counterpart of ours."""
-    if config.vae.patch_size != 1:
-        raise UserError(
-            "this model's VAE folds pixels into channels, which PyTorch's has not: it "
-            "cannot be written in that form"
-        )
-    if config.rrdb.upsampler != "nearest":
-        raise UserError(
-            "this model's pre-restorer enlarges by sub-pixels, which PyTorch's has "
-            "not: it cannot be written in that form"
-        )
-    if config.refiner:
-        raise UserError(
-            "this model has a refiner, which PyTorch's has not: it cannot be written in that form"
-        )
-    if config.process.lr_skip:
-        raise UserError(
-            "this model's predictions have a skip connection from the LR latent, which PyTorch's "
-            "have not: it cannot be written in that form"
-        )
+    for foreign, what in (
+        (config.vae.patch_size != 1, "its VAE folds pixels into channels"),
+        (config.rrdb.upsampler != "nearest", "its pre-restorer enlarges by sub-pixels"),
+        (config.refiner, "it has a refiner"),
+        (config.process.lr_skip != 0, "its predictions have a skip connection from the LR latent"),
+    ):
+        if foreign:
+            raise UserError(
+                f"this model cannot be written in that form: {what}, and PyTorch's networks have "
+                "nothing of the kind"
+            )
 
 
 def load_release(
@@ -255,7 +258,7 @@ def load_release(
     dtype: Any = jnp.float32,
     param_dtype: Any | None = None,
 ) -> DoSSR:
-    """A DoSSR checkpoint of the release as a module that is ready to run.
+    """Load a DoSSR checkpoint of the release as a module that is ready to run.
 
     Args:
       path: the checkpoint.
@@ -270,63 +273,9 @@ def load_release(
         config = config_from_release_yaml(config)
     model = read_release(read_checkpoint(path), config=config)
     arrays = {"context": context, "negative_context": negative_context}
-    arrays = {name: np.reshape(a, np.shape(a)[-2:]) for name, a in arrays.items()}
-    model = model.replace(
-        drop=weights.BUFFER_PREFIX,
-        add={name: lazy(array) for name, array in arrays.items()},
-        context_length=len(arrays["context"]),
-    )
+    embeddings = {name: lazy(np.reshape(a, np.shape(a)[-2:])) for name, a in arrays.items()}
+    length = embeddings["context"].shape[0]
+    model = model.replace(drop=BUFFER_PREFIX, add=embeddings, context_length=length)
     module = weights.abstract_model(model.config, dtype=dtype, param_dtype=param_dtype or dtype)
-    tensors = model.tensors
-    weights.fill(module, lambda name: tensors[name].load(), set(tensors), str(path))
+    weights.fill(module, model.tensors, str(path))
     return module
-
-
-def _split_buffers(state: State) -> tuple[dict[str, Lazy], State]:
-    """(buffers under our names, the rest); what is no known buffer stays with the rest."""
-    known = {*release_buffers(ProcessConfig()), "scale_factor"}
-    buffers = {
-        f"{weights.BUFFER_PREFIX}{name}": tensor
-        for name, tensor in state.tensors.items()
-        if name in known
-    }
-    return buffers, state.select(lambda name: name not in known)
-
-
-def _configure(
-    state: State,
-    buffers: Mapping[str, Lazy],
-    config: DoSSRConfig | None,
-    head_dim: int | None,
-    *,
-    with_rrdb: bool,
-) -> DoSSRConfig:
-    text = state.below(TEXT_PREFIX)
-    if config is None:
-        with config_errors(state.source, "UNet and VAE do not belong together"):
-            config = DoSSRConfig(
-                unet=infer_unet(state.below(UNET_PREFIX), head_dim),
-                vae=infer_vae(state.below(VAE_PREFIX)),
-                rrdb=infer_rrdb(state.below(RRDB_PREFIX)) if with_rrdb else RRDBConfig(),
-            )
-    schedule = State(
-        state.source,
-        {name.removeprefix(weights.BUFFER_PREFIX): tensor for name, tensor in buffers.items()},
-    )
-    return dataclasses.replace(
-        config,
-        process=infer_process(schedule, config.process),
-        text=infer_text(text) if text.tensors else None,
-    )
-
-
-def _same_encoders(tensors: Mapping[str, Lazy]) -> bool:
-    """Whether the hint encoder equals the VAE's, bit for bit and in its dtypes."""
-    prefix = "hint_encoder."
-    for name, hint in tensors.items():
-        if not name.startswith(prefix):
-            continue
-        vae = tensors[f"vae.encoder.{name.removeprefix(prefix)}"]
-        if vae.dtype != hint.dtype or vae.load().tobytes() != hint.load().tobytes():
-            return False
-    return True

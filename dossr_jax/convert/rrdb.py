@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from dossr_jax.config import RRDBConfig
 from dossr_jax.convert.infer import infer_rrdb
 from dossr_jax.convert.ncnn import read_ncnn
 from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.state import Lazy, to_ours
+from dossr_jax.convert.state import State, to_ours
 from dossr_jax.convert.tables import RRDB_PREFIX, rrdb_table
 from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax.weights import Lazy
 
 REALESRGAN = "realesrgan"
 # Package -> its realesrgan-x4plus model.
@@ -45,8 +47,8 @@ _DENSE = re.compile(r"(?:RRDB_trunk|model\.1\.sub)\.(\d+)\.RDB([123])\.conv([1-5
 _TRUNK_END = re.compile(r"model\.1\.sub\.\d+")
 
 
-def find_realesrgan() -> tuple[Path, Path]:
-    """(.param, .bin) of realesrgan-x4plus in an installed wheel, which is not imported.
+def find_realesrgan() -> Path:
+    """Find the .param file of realesrgan-x4plus in an installed wheel, which is not imported.
 
     Raises:
       UserError: none of the wheels is installed.
@@ -56,7 +58,7 @@ def find_realesrgan() -> tuple[Path, Path]:
         for folder in spec.submodule_search_locations or () if spec else ():
             param = Path(folder) / model
             if param.is_file():
-                return param, param.with_suffix(".bin")
+                return param
     raise UserError(
         "realesrgan: the model is not installed; install the extra: "
         "pip install 'dossr-jax[realesrgan]'"
@@ -64,7 +66,7 @@ def find_realesrgan() -> tuple[Path, Path]:
 
 
 def new_name(name: str) -> str:
-    """A key of any age under its newer name; unknown keys stay as they are."""
+    """Bring a key of any age to its newer name; unknown keys stay as they are."""
     layer, _, kind = name.rpartition(".")
     if match := _DENSE.fullmatch(layer):
         return "body.{}.rdb{}.conv{}.{}".format(*match.groups(), kind)
@@ -73,8 +75,8 @@ def new_name(name: str) -> str:
     return f"{_OLD_NAMES.get(layer, layer)}.{kind}"
 
 
-def read_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, Lazy]]:
-    """Configuration and tensors (our names, without "rrdb." in front) of an RRDBNet, unread.
+def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
+    """Read configuration and tensors (our names, without "rrdb." in front) of an RRDBNet.
 
     Args:
       path: "realesrgan" for the installed wheel's model; a .pth, .pt, .ckpt or .safetensors file
@@ -83,48 +85,38 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, Lazy]]:
     Raises:
       UserError: no such file, damaged, or not an RRDBNet.
     """
+    suffix = Path(path).suffix.lower()
     if str(path) == REALESRGAN:
-        state = read_ncnn(find_realesrgan()[0])
-    elif Path(path).suffix.lower() in (".param", ".bin"):
+        state = read_ncnn(find_realesrgan())
+    elif suffix in (".param", ".bin"):
         state = read_ncnn(path)
+    elif suffix == ".safetensors" and weights.is_model(path):
+        config, tensors = weights.open_model(path)
+        return config.rrdb, State(str(path), tensors).below("rrdb.").tensors
     else:
-        if Path(path).suffix.lower() == ".safetensors":
-            file = weights.SafetensorsFile(path)
-            if file.metadata.get("format") == weights.FORMAT:
-                config = weights.read_config(path, file.metadata).rrdb
-                return config, _from_ours(file)
         state = read_checkpoint(path)
-        if any(name.startswith(RRDB_PREFIX) for name in state.tensors):
+        if state.has(RRDB_PREFIX):
             state = state.below(RRDB_PREFIX)
         state = state.rename(new_name)
     config = infer_rrdb(state)
     return config, to_ours(rrdb_table(config), state)
 
 
-def _from_ours(file: weights.SafetensorsFile) -> dict[str, Lazy]:
-    prefix = "rrdb."
-    return {
-        name.removeprefix(prefix): Lazy(*file.spec(name), lambda name=name: file.read(name))
-        for name in file.names
-        if name.startswith(prefix)
-    }
-
-
 def load_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, np.ndarray]]:
-    """As :func:`read_rrdb`, with the arrays read."""
+    """Read configuration and arrays of an RRDBNet; see :func:`read_rrdb`."""
     config, tensors = read_rrdb(path)
     return config, {name: tensor.load() for name, tensor in tensors.items()}
 
 
 def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
-    """A pre-restorer with weights from `path` (see :func:`read_rrdb`), computing in `dtype`.
+    """Load a pre-restorer from `path` (see :func:`read_rrdb`) that computes in `dtype`.
 
     Raises:
       UserError: no such file, damaged, or not an RRDBNet.
     """
-    config, arrays = load_rrdb(path)
+    config, tensors = read_rrdb(path)
     model = weights.make_abstract(
         lambda rngs: RRDBNet(config, dtype=dtype, param_dtype=dtype, rngs=rngs)
     )
-    weights.fill(model, arrays.__getitem__, set(arrays), str(path))
+    weights.fill(model, tensors, str(path))
     return model

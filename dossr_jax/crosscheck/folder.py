@@ -17,9 +17,9 @@ from dossr_jax.convert.context import with_context, without_text
 from dossr_jax.convert.infer import config_from_release_yaml
 from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.convert.release import read_release
-from dossr_jax.convert.state import Lazy
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.weights import Lazy
 
 WEIGHTS, CONFIG, ARRAYS = "weights.safetensors", "config.yaml", "golden.npz"
 
@@ -66,12 +66,7 @@ def open_folder(path: str | Path) -> Folder:
 def build_model(folder: Folder, dtype: Any) -> DoSSR:
     """The model with the folder's weights, parameters and arithmetic in `dtype`."""
     model = weights.abstract_model(folder.config, dtype=dtype, param_dtype=dtype)
-    weights.fill(
-        model,
-        lambda name: folder.parameters[name].load(),
-        set(folder.parameters),
-        str(folder.path / WEIGHTS),
-    )
+    weights.fill(model, folder.parameters, str(folder.path / WEIGHTS))
     return model
 
 

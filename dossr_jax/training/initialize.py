@@ -57,18 +57,19 @@ def open_start(
         stage.initialize(model, crops)
         values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
         return stage.adapt(config.model, model.config, values.__getitem__)
-    file = weights.open_model(init)
+    stored, tensors = weights.open_model(init)
     # The text tower takes no part in training: prompts are stored as embeddings.
-    found = dataclasses.replace(file.config, text=None)
+    found = dataclasses.replace(stored, text=None)
     if not any(same_architecture(found, fits) for fits in (config.model, start)):
         raise UserError(
             f"{init}: its networks are not the configuration's; give the file that the stage "
             "before wrote, or one that fits"
         )
     shapes = shapes_of(abstract(found, config))
-    names = {name for name in file.names if not name.startswith("text.")}
-    weights.check_names(shapes, {name: file.shape(name) for name in names}, str(init))
-    return stage.adapt(config.model, found, file.read)
+    unused = ("text.", weights.BUFFER_PREFIX)
+    held = {name: t.shape for name, t in tensors.items() if not name.startswith(unused)}
+    weights.check_names(shapes, held, str(init))
+    return stage.adapt(config.model, found, lambda name: tensors[name].load())
 
 
 def same_architecture(a: DoSSRConfig, b: DoSSRConfig) -> bool:

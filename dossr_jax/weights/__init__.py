@@ -6,9 +6,9 @@ no learning, under their own names, so that a way back loses nothing. Files are 
 never as code, and every write goes to a temporary name first.
 """
 
-from dossr_jax.weights.files import ModelFile, load_model, open_model, save_model
-from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for, read_config
-from dossr_jax.weights.orbax import read_orbax, save_orbax
+from dossr_jax.weights.files import is_model, load_model, open_model, save_model
+from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for
+from dossr_jax.weights.orbax import new_folder, save_orbax
 from dossr_jax.weights.params import (
     abstract_model,
     check_names,
@@ -16,24 +16,31 @@ from dossr_jax.weights.params import (
     make_abstract,
     names_and_params,
 )
-from dossr_jax.weights.safetensors import SafetensorsFile, Tensor, write_safetensors
+from dossr_jax.weights.safetensors import (
+    DTYPES,
+    Lazy,
+    lazy,
+    read_safetensors,
+    write_safetensors,
+)
 
 __all__ = [
     "BUFFER_PREFIX",
+    "DTYPES",
     "FORMAT",
-    "ModelFile",
-    "SafetensorsFile",
-    "Tensor",
+    "Lazy",
     "abstract_model",
     "check_names",
     "fill",
+    "is_model",
+    "lazy",
     "load_model",
     "make_abstract",
     "metadata_for",
     "names_and_params",
+    "new_folder",
     "open_model",
-    "read_config",
-    "read_orbax",
+    "read_safetensors",
     "save_model",
     "save_orbax",
     "write_safetensors",

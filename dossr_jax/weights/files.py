@@ -1,20 +1,20 @@
-"""Whole models in and out of files."""
+"""Whole models, written to files and read from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.weights.header import BUFFER_PREFIX, metadata_for, read_config
-from dossr_jax.weights.orbax import read_orbax
+from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for, read_config
+from dossr_jax.weights.orbax import CONFIG_FILE, read_orbax
 from dossr_jax.weights.params import abstract_model, fill, names_and_params
-from dossr_jax.weights.safetensors import SafetensorsFile, write_safetensors
+from dossr_jax.weights.safetensors import Lazy, lazy, read_safetensors, write_safetensors
 
 
 def save_model(
@@ -36,41 +36,34 @@ def save_model(
         name: np.asarray(param[...], dtype or param.dtype)
         for name, param in names_and_params(model)
     }
-    write_safetensors(Path(path), arrays, arrays.__getitem__, metadata_for(model.config, notes))
+    write_safetensors(path, arrays, metadata_for(model.config, notes))
 
 
-class ModelFile(NamedTuple):
-    """A model file, open: its configuration and a reader of its parameters by name."""
+def is_model(path: str | Path) -> bool:
+    """Tell whether a path is a model file of ours or an Orbax checkpoint folder of ours.
 
-    config: DoSSRConfig
-    names: set[str]
-    shape: Callable[[str], tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    Raises:
+      UserError: a .safetensors file that is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return (path / CONFIG_FILE).is_file()
+    if path.suffix.lower() != ".safetensors":
+        return False
+    return read_safetensors(path)[1].get("format") == FORMAT
 
 
-def open_model(path: str | Path) -> ModelFile:
-    """Open a .safetensors file or an Orbax checkpoint folder.
+def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
+    """Read configuration and tensors, `buffers.*` included, of a file or Orbax checkpoint folder.
 
     Raises:
       UserError: missing, truncated or foreign file.
     """
-    path = Path(path)
-    if path.is_dir():
+    if Path(path).is_dir():
         config, arrays = read_orbax(path)
-        shapes = {name: array.shape for name, array in arrays.items()}
-        names, read = set(arrays), arrays.__getitem__
-
-        def shape(name: str) -> tuple[int, ...]:
-            return shapes[name]
-    else:
-        file = SafetensorsFile(path)
-        config, names, read = read_config(path, file.metadata), set(file.names), file.read
-
-        def shape(name: str) -> tuple[int, ...]:
-            return file.spec(name)[0]
-
-    kept = {name for name in names if not name.startswith(BUFFER_PREFIX)}
-    return ModelFile(config, kept, shape, read)
+        return config, {name: lazy(array) for name, array in arrays.items()}
+    tensors, metadata = read_safetensors(path)
+    return read_config(path, metadata), tensors
 
 
 def load_model(
@@ -85,7 +78,8 @@ def load_model(
     Raises:
       UserError: missing, truncated, foreign or ill-fitting file.
     """
-    file = open_model(path)
-    model = abstract_model(file.config, dtype=dtype, param_dtype=param_dtype or dtype)
-    fill(model, file.read, file.names, str(path))
+    config, tensors = open_model(path)
+    parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}
+    model = abstract_model(config, dtype=dtype, param_dtype=param_dtype or dtype)
+    fill(model, parameters, str(path))
     return model

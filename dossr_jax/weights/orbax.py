@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -19,33 +20,26 @@ import orbax.checkpoint as ocp
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.errors import UserError
 from dossr_jax.weights.header import metadata_for, read_config
-from dossr_jax.weights.safetensors import Tensor
+from dossr_jax.weights.safetensors import Lazy
 
-_CONFIG_FILE = "dossr_jax.json"
+CONFIG_FILE = "dossr_jax.json"
 # Bytes of an Orbax checkpoint that are written or read at once; every write of a group rewrites
 # the index of all before it.
 _GROUP_BYTES = 2**26
 
 
-class _Leaf:
-    """A tensor of a checkpoint tree that is read when its turn to be written comes."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], name: str):
-        self.arrays, self.name = arrays, name
-
-
-class _LeafHandler(ocp.type_handlers.NumpyHandler):
-    """Writes leaves as NumPy arrays, a group at a time; Orbax's own holds all of them, twice."""
+class _LazyHandler(ocp.type_handlers.NumpyHandler):
+    """Writes tensors a group at a time; Orbax's own handler holds all of them, twice."""
 
     async def serialize(
         self,
-        values: Sequence[_Leaf],
+        values: Sequence[Lazy],
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,
     ) -> Sequence[Any]:
         start, group, size = 0, [], 0
-        for stop, leaf in enumerate(values, 1):
-            group.append(np.asarray(leaf.arrays[leaf.name], order="C"))
+        for stop, tensor in enumerate(values, 1):
+            group.append(np.asarray(tensor, order="C"))
             size += group[-1].nbytes
             if size >= _GROUP_BYTES or stop == len(values):
                 part = slice(start, stop)
@@ -55,33 +49,24 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
         return []
 
 
-def save_orbax(path: str | Path, config: DoSSRConfig, arrays: Mapping[str, np.ndarray]) -> None:
-    """Save arrays by dotted name as an Orbax checkpoint folder with the config inside.
-
-    Each array is looked up once, when it is written, and then let go, so that a mapping which
-    reads its values on access never has more than a group of them in memory.
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder that takes the place of `path`, once it is filled.
 
     Raises:
-      UserError: the folder exists or cannot be written.
+      UserError: it cannot be written; what was at `path` is still there.
     """
-    path = Path(path).absolute()
-    if path.exists():
-        raise UserError(f"{path}: exists already; remove it or choose another name")
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (_Leaf, _LeafHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),  # without it Orbax logs a warning
-    )
     work = None
     try:
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-        with ocp.Checkpointer(handler) as checkpointer:
-            tree = {name: _Leaf(arrays, name) for name in arrays}
-            checkpointer.save(work / "arrays", args=ocp.args.PyTreeSave(tree))
-        header = metadata_for(config) | {"files": _sizes(work)}
-        (work / _CONFIG_FILE).write_text(json.dumps(header))
-        work.chmod(0o755)
-        os.replace(work, path)
+        folder = work / path.name
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            os.replace(path, work / "old")
+        os.replace(folder, path)
+    except UserError as error:  # about a file that nobody will find
+        raise UserError(str(error).replace(f"{work}{os.sep}{path.name}", str(path))) from error
     except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
@@ -92,16 +77,37 @@ def save_orbax(path: str | Path, config: DoSSRConfig, arrays: Mapping[str, np.nd
             shutil.rmtree(work, ignore_errors=True)
 
 
+def save_orbax(path: Path, config: DoSSRConfig, tensors: Mapping[str, Lazy]) -> None:
+    """Save tensors by dotted name as an Orbax checkpoint folder with the config inside.
+
+    Tensors are read a group at a time. A folder that was at `path` is replaced.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (Lazy, _LazyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # without it Orbax logs a warning
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with new_folder(path) as folder:
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = ocp.args.PyTreeSave(dict(tensors))
+            checkpointer.save(folder.absolute() / "arrays", args=tree)
+        header = metadata_for(config) | {"files": _sizes(folder)}
+        (folder / CONFIG_FILE).write_text(json.dumps(header))
+
+
 def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
-    """Configuration and arrays (on the host) of a folder that :func:`save_orbax` wrote.
+    """Read configuration and arrays (on the host) of a folder that :func:`save_orbax` wrote.
 
     Raises:
       UserError: not such a folder, or a damaged one.
     """
     path = Path(path).absolute()
-    header = path / _CONFIG_FILE
+    header = path / CONFIG_FILE
     if not header.is_file():
-        raise UserError(f"{path}: no dossr_jax checkpoint (there is no {_CONFIG_FILE} in it)")
+        raise UserError(f"{path}: no dossr_jax checkpoint (there is no {CONFIG_FILE} in it)")
     try:
         metadata = json.loads(header.read_text())
         config = read_config(path, metadata)
@@ -153,13 +159,13 @@ def _no_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _groups(tree: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names in groups of about _GROUP_BYTES."""
+def _groups(tree: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield names of arrays in groups of about _GROUP_BYTES."""
     group: list[str] = []
     size = 0
-    for name, leaf in tree.items():
+    for name, array in tree.items():
         group.append(name)
-        size += int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+        size += math.prod(array.shape) * np.dtype(array.dtype).itemsize
         if size >= _GROUP_BYTES:
             yield group
             group, size = [], 0

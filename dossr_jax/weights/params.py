@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.weights.safetensors import Tensors
 
 Shape = tuple[int, ...]
 M = TypeVar("M", bound=nnx.Module)
@@ -33,58 +34,62 @@ class _OneKey:
 
 
 def make_abstract(make: Callable[[Any], M]) -> M:
-    """The module that `make(rngs)` builds, with shapes in place of arrays: no time, no memory."""
+    """Build the module `make(rngs)` with shapes in place of arrays."""
     return nnx.eval_shape(lambda: make(_OneKey()))
 
 
 def abstract_model(config: DoSSRConfig, *, dtype: Any, param_dtype: Any) -> DoSSR:
-    """The model with shapes in place of arrays."""
+    """Build a model with shapes in place of arrays."""
     return make_abstract(
         lambda rngs: DoSSR(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     )
 
 
 def check_names(
-    wanted: Mapping[str, Shape], found: Mapping[str, Shape | None], source: str
+    wanted: Mapping[str, Shape],
+    found: Mapping[str, Shape],
+    source: str,
+    doubled: Sequence[str] = (),
 ) -> None:
-    """Refuse parameters that are not those wanted, by name and shape.
+    """Refuse tensors that are not those wanted, by name and shape.
+
+    `doubled` describes tensors that share a name with another one.
 
     Raises:
-      UserError: listing every missing, extra and misshapen name, with both shapes.
+      UserError: listing every missing, extra, doubled and misshapen name, the last with both
+        shapes.
     """
-    problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [f"extra {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"misshapen {name}: file {found[name]}, model {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if problems:
-        raise UserError(f"{source}: does not fit its configuration: " + "; ".join(problems))
+    problems = {
+        "misshapen": [
+            f"{name}: file {found[name]}, expected {shape}"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ],
+        "doubled": doubled,
+        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
+        "extra": [f"{name} {shape}" for name, shape in found.items() if name not in wanted],
+    }
+    if any(problems.values()):
+        order = ("missing", "extra", "doubled", "misshapen")
+        counts = ", ".join(f"{len(problems[kind])} {kind}" for kind in order)
+        lines = [f"{kind} {name}" for kind, names in problems.items() for name in names]
+        raise UserError(
+            f"{source}: does not fit its configuration ({counts}); check that it "
+            f"is the file you meant: {'; '.join(lines)}"
+        )
 
 
-def fill(
-    model: nnx.Module, read: Callable[[str], np.ndarray], names: set[str], source: str
-) -> None:
-    """Put the arrays `read(name)` into a (possibly abstract) module, cast to its param dtypes.
+def fill(model: nnx.Module, tensors: Tensors, source: str) -> None:
+    """Put tensors into a (possibly abstract) module, cast to the dtypes of its parameters.
 
     Raises:
-      UserError: listing every missing, extra and misshapen name, with both shapes.
+      UserError: listing every missing, extra and misshapen name, the last with both shapes.
     """
     params = dict(names_and_params(model))
-    arrays = {}
-    found: dict[str, Shape | None] = dict.fromkeys(names)
-    for name in params:
-        if name not in names:
-            continue
-        array = read(name)
-        found[name] = array.shape
-        if array.shape == params[name].shape:
-            arrays[name] = jnp.asarray(array, params[name].dtype)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     check_names({name: param.shape for name, param in params.items()}, found, source)
-    state = nnx.state(model, nnx.Param)
-    flat = {
-        path: param.replace(arrays[".".join(map(str, path))])
-        for path, param in nnx.to_flat_state(state)
-    }
+    flat = {}
+    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        array = np.asarray(tensors[".".join(map(str, path))])
+        flat[path] = param.replace(jnp.asarray(array, param.dtype))
     nnx.update(model, nnx.from_flat_state(flat))

@@ -1,20 +1,21 @@
-"""Reading and writing .safetensors files tensor by tensor."""
+"""Tensors that are read on demand, and .safetensors files, one tensor at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dossr_jax.errors import UserError
 
-_DTYPES = {
+DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -26,24 +27,45 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The limit of the format's own library.
+_MAX_HEADER = 100_000_000
 
 
-class Tensor(Protocol):
-    """What :func:`write_safetensors` needs to know before it asks for the data."""
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A tensor whose shape and dtype are known and whose data is read by `load`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.load(), dtype)
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-    @property
-    def dtype(self) -> np.dtype: ...
+    def astype(self, dtype: Any) -> Lazy:
+        """The tensor in another dtype; integers and booleans keep theirs."""
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype or self.dtype.kind in "iub":
+            return self
+        return Lazy(self.shape, dtype, lambda: self.load().astype(dtype))
+
+
+def lazy(array: np.ndarray) -> Lazy:
+    """Wrap an array that is in memory already."""
+    return Lazy(array.shape, array.dtype, lambda: array)
+
+
+Tensors = Mapping[str, Lazy] | Mapping[str, np.ndarray]
 
 
 def write_safetensors(
-    path: Path,
-    specs: Mapping[str, Tensor],
-    read: Callable[[str], np.ndarray],
-    metadata: Mapping[str, str] | None = None,
+    path: str | Path, tensors: Tensors, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a .safetensors file, one tensor in memory at a time.
 
@@ -51,8 +73,7 @@ def write_safetensors(
 
     Args:
       path: target; it appears whole or not at all.
-      specs: name -> anything with shape and dtype, in file order.
-      read: name -> the array itself, asked for once and in order.
+      tensors: tensors by name, in file order; each is read once.
       metadata: string pairs of the header.
 
     Raises:
@@ -60,14 +81,13 @@ def write_safetensors(
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     offset = 0
-    for name, spec in specs.items():
-        size = int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+    for name, tensor in tensors.items():
         header[name] = {
-            "dtype": _DTYPE_NAMES[np.dtype(spec.dtype)],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + size],
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += size
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path = Path(path)
@@ -76,9 +96,9 @@ def write_safetensors(
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
-            for name, spec in specs.items():
-                array = np.asarray(read(name), order="C")  # ascontiguousarray has no 0-d
-                if array.shape != tuple(spec.shape) or array.dtype != np.dtype(spec.dtype):
+            for name, tensor in tensors.items():
+                array = np.asarray(tensor, order="C")  # ascontiguousarray has no 0-d
+                if array.shape != tensor.shape or array.dtype != tensor.dtype:
                     raise ValueError(f"{name}: {array.dtype}{array.shape} is not as announced")
                 file.write(array.reshape(-1).view(np.uint8).data)
             file.flush()
@@ -92,87 +112,66 @@ def write_safetensors(
         temporary.unlink(missing_ok=True)
 
 
-class SafetensorsFile:
-    """Read access to a .safetensors file, tensor by tensor, in its stored dtypes.
+def read_safetensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """Read the header of a .safetensors file: its tensors in their stored dtypes, and metadata.
 
-    Plain reads, not a memory map, whose pages would count as memory in use: a conversion needs
-    as much memory as its largest tensor.
+    Tensors are read plainly, not by a memory map, whose pages would count as memory in use: a
+    conversion needs as much memory as its largest tensor.
 
     Raises:
-      UserError: no such file, truncated, or not a .safetensors file.
+      UserError: no such file, truncated, not a .safetensors file, or an unsupported dtype.
     """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise ValueError("its header does not fit into it")
+            header = json.loads(file.read(length))
+        metadata: dict[str, str] = header.pop("__metadata__", {})
+        start = 8 + length
+        tensors = {name: _tensor(path, start, name, entry) for name, entry in header.items()}
+        end = 0
+        for begin, stop in sorted(entry["data_offsets"] for entry in header.values()):
+            if begin != end:
+                raise ValueError("its tensors overlap or leave gaps")
+            end = stop
+        if start + end != size:
+            raise ValueError(f"it has {size} bytes where {start + end} should be")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a whole .safetensors file ({error}); copy or download it again"
+        ) from error
+    return tensors, metadata
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        try:
-            with open(self.path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                length = int.from_bytes(file.read(8), "little")
-                if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                    raise ValueError("its header does not fit into it")
-                header = json.loads(file.read(length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            self._start = 8 + length
-            self._entries = {name: _Entry.parse(name, entry) for name, entry in header.items()}
-            end = 0
-            for entry in sorted(
-                self._entries.values(), key=lambda entry: (entry.offset, entry.nbytes)
-            ):
-                if entry.offset != end:
-                    raise ValueError("its tensors overlap or leave gaps")
-                end += entry.nbytes
-            if self._start + end != size:
-                raise ValueError(f"it has {size} bytes where {self._start + end} should be")
-        except FileNotFoundError:
-            raise UserError(f"{self.path}: no such file; check the path") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path}: not a whole .safetensors file ({error}); copy or download it again"
-            ) from error
-        self.names: list[str] = list(self._entries)
 
-    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype without reading the data."""
-        entry = self._entries[name]
-        if entry.kind not in _DTYPES:
-            raise UserError(
-                f"{self.path}: {name} has dtype {entry.kind}; convert the file to float32, "
-                "float16 or bfloat16 first"
-            )
-        return entry.shape, _DTYPES[entry.kind]
+def _tensor(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> Lazy:
+    """A tensor from its header entry; the data of the file begins at byte `start`."""
+    try:
+        kind, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{name} has no whole entry in its header") from error
+    if kind not in DTYPES:
+        raise UserError(
+            f"{path}: {name} has dtype {kind}; convert the file to float32, float16 or bfloat16 "
+            "first"
+        )
+    dtype = DTYPES[kind]
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} has {end - begin} bytes, which is not {kind}{shape}")
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor as a NumPy array."""
-        shape, dtype = self.spec(name)
+    def load() -> np.ndarray:
         array = np.empty(shape, dtype)
-        with open(self.path, "rb") as file:
-            file.seek(self._start + self._entries[name].offset)
+        with open(path, "rb") as file:
+            file.seek(start + begin)
             count = file.readinto(array.reshape(-1).view(np.uint8).data)
         if count != array.nbytes:
-            raise UserError(f"{self.path}: changed while it was read; try again")
+            raise UserError(f"{path}: changed while it was read; try again")
         return array
 
-
-# The limit of the format's own library.
-_MAX_HEADER = 100_000_000
-
-
-class _Entry(NamedTuple):
-    """A tensor's line in the header."""
-
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-    @staticmethod
-    def parse(name: str, entry: Mapping[str, Any]) -> _Entry:
-        try:
-            kind, shape = entry["dtype"], tuple(entry["shape"])
-            start, end = entry["data_offsets"]
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{name} has no whole entry in its header") from error
-        if kind in _DTYPES and end - start != math.prod(shape) * _DTYPES[kind].itemsize:
-            raise ValueError(f"{name} has {end - start} bytes, which is not {kind}{shape}")
-        return _Entry(kind, shape, start, end - start)
+    return Lazy(shape, dtype, load)

@@ -103,9 +103,9 @@ def test_equal_encoders_are_kept_once(arrays, context_file, tmp_path):
     write_file(tmp_path / "twin.safetensors", twin)
     options = ("--head-dim", "16", "--context", context_file)
     assert run(tmp_path / "twin.safetensors", tmp_path / "a.safetensors", *options) == 0
-    file = weights.SafetensorsFile(tmp_path / "a.safetensors")
-    assert weights.read_config(file.path, file.metadata).shared_encoder
-    assert not [name for name in file.names if name.startswith("hint_encoder")]
+    config, tensors = weights.open_model(tmp_path / "a.safetensors")
+    assert config.shared_encoder
+    assert not [name for name in tensors if name.startswith("hint_encoder")]
     assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
     assert same(read_file(tmp_path / "b.safetensors"), twin)
 

@@ -11,12 +11,12 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_file(path: Path) -> Arrays:
-    file = weights.SafetensorsFile(path)
-    return {name: file.read(name) for name in file.names}
+    tensors, _ = weights.read_safetensors(path)
+    return {name: tensor.load() for name, tensor in tensors.items()}
 
 
 def write_file(path: Path, arrays: Arrays) -> Path:
-    weights.write_safetensors(path, arrays, arrays.__getitem__)
+    weights.write_safetensors(path, arrays)
     return path
 
 

@@ -7,7 +7,8 @@ import torch
 from flax import nnx
 
 from dossr_jax import weights
-from dossr_jax.convert.state import Lazy, State, to_ours
+from dossr_jax.convert.state import State, to_ours
+from dossr_jax.weights import Lazy
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -46,7 +47,7 @@ def build(make, table, state: State) -> nnx.Module:
     """Our module with PyTorch's weights, by the production table."""
     tensors = to_ours(table, state)
     module = weights.make_abstract(make)
-    weights.fill(module, lambda name: tensors[name].load(), set(tensors), "PyTorch")
+    weights.fill(module, tensors, "PyTorch")
     return module
 
 

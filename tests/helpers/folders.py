@@ -7,7 +7,7 @@ import yaml
 from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
 from dossr_jax.convert.release import Model, export_release
-from dossr_jax.convert.state import Lazy
+from dossr_jax.weights import Lazy
 
 OTHER = DoSSRConfig(
     unet=UNetConfig(
@@ -28,9 +28,7 @@ OTHER = DoSSRConfig(
 def write_model(folder: Path, config: DoSSRConfig, tensors: dict[str, Lazy]) -> None:
     """weights.safetensors and config.yaml of a model with these parameters, under our names."""
     exported = export_release(Model(config, tensors))
-    weights.write_safetensors(
-        folder / "weights.safetensors", exported, lambda name: exported[name].load()
-    )
+    weights.write_safetensors(folder / "weights.safetensors", exported)
     attends = enumerate(config.unet.attention_levels)
     unet = {
         "in_channels": 4,

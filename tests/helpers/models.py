@@ -49,7 +49,7 @@ def randomised(make: Callable[[nnx.Rngs], nnx.Module], seed: int = 0) -> nnx.Mod
             return 1 + 0.1 * rng.normal(size=shape)
         return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1], initial=1)) * 0.7
 
-    weights.fill(module, draw, set(shapes), "random")
+    weights.fill(module, {name: draw(name) for name in shapes}, "random")
     return module
 
 

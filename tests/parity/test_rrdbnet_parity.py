@@ -46,7 +46,7 @@ def test_full_size(photo):
 @pytest.mark.slow
 def test_realesrgan_on_a_photo(photo):
     try:
-        param, _ = find_realesrgan()
+        param = find_realesrgan()
     except UserError as error:
         pytest.skip(str(error))
     module = preprocessor("realesrgan")

@@ -17,7 +17,7 @@ TEXT_PREFIX = "cond_stage_model.model."
 
 
 def rrdb_table(config: RRDBConfig) -> list[Row]:
-    """Table of an RRDBNet under its newer names (body, conv_body, conv_up1, conv_hr)."""
+    """List the rows of an RRDBNet under its newer names (body, conv_body, conv_up1, conv_hr)."""
     features, growth = config.num_features, config.growth
     rows = conv("conv_first", "conv_first", config.in_channels * config.fold**2, features)
     for n in range(config.num_blocks):
@@ -37,7 +37,7 @@ def rrdb_table(config: RRDBConfig) -> list[Row]:
 
 
 def release_table(config: DoSSRConfig) -> list[Row]:
-    """Table of a whole DoSSR checkpoint of the release, with its hint encoder as hint_encoder.*.
+    """List the rows of a whole DoSSR checkpoint of the release; its hint encoder is hint_encoder.*.
 
     A text tower is part of it where config.text says so; buffers are not.
     """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.convert.tables.rows import Names, Naming, Row, conv, linear, norm, res
+from dossr_jax.convert.tables.rows import Naming, Row, conv, linear, norm, res
 from dossr_jax.models.unet import encoder_channels
 
+# PyTorch's names of the layers of a residual block, where they differ from ours.
 _RES = {
     "ldm": {
         "norm1": "in_layers.0",
@@ -15,15 +16,42 @@ _RES = {
         "conv2": "out_layers.3",
         "shortcut": "skip_connection",
     },
-    "diffusers": {
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "time": "time_emb_proj",
-        "norm2": "norm2",
-        "conv2": "conv2",
-        "shortcut": "conv_shortcut",
-    },
+    "diffusers": {"time": "time_emb_proj", "shortcut": "conv_shortcut"},
 }
+
+
+def _paths(config: UNetConfig, naming: Naming) -> dict[str, str]:
+    """Map our blocks to PyTorch's. LDM numbers the blocks of all levels through."""
+    paths = {  # ours: LDM's and diffusers'
+        "encoder.time.fc1": ("time_embed.0", "time_embedding.linear_1"),
+        "encoder.time.fc2": ("time_embed.2", "time_embedding.linear_2"),
+        "encoder.conv_in": ("input_blocks.0.0", "conv_in"),
+        "encoder.mid.stage.res": ("middle_block.0", "mid_block.resnets.0"),
+        "encoder.mid.stage.transformer": ("middle_block.1", "mid_block.attentions.0"),
+        "encoder.mid.out.res": ("middle_block.2", "mid_block.resnets.1"),
+        "norm_out": ("out.0", "conv_norm_out"),
+        "conv_out": ("out.2", "conv_out"),
+    }
+    per_level = config.num_res_blocks + 1  # LDM's blocks in a level; the encoder's last resamples
+    for i in range(len(config.channel_mult)):
+        first = i * per_level
+        attends_down, attends_up = config.attention_levels[i], config.attention_levels[-1 - i]
+        for stage in range(per_level - 1):
+            ours, ldm = f"encoder.down.{i}.stages.{stage}", f"input_blocks.{first + stage + 1}"
+            paths[f"{ours}.res"] = (f"{ldm}.0", f"down_blocks.{i}.resnets.{stage}")
+            if attends_down:
+                paths[f"{ours}.transformer"] = (f"{ldm}.1", f"down_blocks.{i}.attentions.{stage}")
+        ldm = f"input_blocks.{first + per_level}.0.op"
+        paths[f"encoder.down.{i}.downsample"] = (ldm, f"down_blocks.{i}.downsamplers.0.conv")
+        for stage in range(per_level):
+            ours, ldm = f"up.{i}.stages.{stage}", f"output_blocks.{first + stage}"
+            paths[f"{ours}.res"] = (f"{ldm}.0", f"up_blocks.{i}.resnets.{stage}")
+            if attends_up:
+                paths[f"{ours}.transformer"] = (f"{ldm}.1", f"up_blocks.{i}.attentions.{stage}")
+        # The upsampler follows the level's last stage, in the same numbered block.
+        ldm = f"output_blocks.{first + per_level - 1}.{2 if attends_up else 1}.conv"
+        paths[f"up.{i}.upsample"] = (ldm, f"up_blocks.{i}.upsamplers.0.conv")
+    return {ours: pair[0 if naming == "ldm" else 1] for ours, pair in paths.items()}
 
 
 def _transformer(torch: str, ours: str, channels: int, config: UNetConfig) -> list[Row]:
@@ -45,81 +73,16 @@ def _transformer(torch: str, ours: str, channels: int, config: UNetConfig) -> li
     return rows + linear(f"{torch}.proj_out", f"{ours}.proj_out", channels, channels)
 
 
-def _ldm_unet_paths(config: UNetConfig) -> dict[str, str]:
-    """Our block -> LDM's, which numbers encoder and decoder blocks through."""
-    levels = len(config.channel_mult)
-    paths = {
-        "encoder.time.fc1": "time_embed.0",
-        "encoder.time.fc2": "time_embed.2",
-        "encoder.conv_in": "input_blocks.0.0",
-        "encoder.mid.stage.res": "middle_block.0",
-        "encoder.mid.stage.transformer": "middle_block.1",
-        "encoder.mid.out.res": "middle_block.2",
-        "norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    index = 1
-    for level in range(levels):
-        for stage in range(config.num_res_blocks):
-            paths[f"encoder.down.{level}.stages.{stage}.res"] = f"input_blocks.{index}.0"
-            paths[f"encoder.down.{level}.stages.{stage}.transformer"] = f"input_blocks.{index}.1"
-            index += 1
-        if level < levels - 1:
-            paths[f"encoder.down.{level}.downsample"] = f"input_blocks.{index}.0.op"
-            index += 1
-    index = 0
-    for up in range(levels):
-        for stage in range(config.num_res_blocks + 1):
-            paths[f"up.{up}.stages.{stage}.res"] = f"output_blocks.{index}.0"
-            paths[f"up.{up}.stages.{stage}.transformer"] = f"output_blocks.{index}.1"
-            index += 1
-        # The upsampler follows the level's last stage, in the same numbered block.
-        place = 2 if config.attention_levels[levels - 1 - up] else 1
-        paths[f"up.{up}.upsample"] = f"output_blocks.{index - 1}.{place}.conv"
-    return paths
-
-
-def _diffusers_unet_paths(config: UNetConfig) -> dict[str, str]:
-    """Our block -> diffusers'."""
-    paths = {
-        "encoder.time.fc1": "time_embedding.linear_1",
-        "encoder.time.fc2": "time_embedding.linear_2",
-        "encoder.conv_in": "conv_in",
-        "encoder.mid.stage.res": "mid_block.resnets.0",
-        "encoder.mid.stage.transformer": "mid_block.attentions.0",
-        "encoder.mid.out.res": "mid_block.resnets.1",
-        "norm_out": "conv_norm_out",
-        "conv_out": "conv_out",
-    }
-    for i in range(len(config.channel_mult)):
-        for ours, theirs, stages in (
-            (f"encoder.down.{i}", f"down_blocks.{i}", config.num_res_blocks),
-            (f"up.{i}", f"up_blocks.{i}", config.num_res_blocks + 1),
-        ):
-            for stage in range(stages):
-                paths[f"{ours}.stages.{stage}.res"] = f"{theirs}.resnets.{stage}"
-                paths[f"{ours}.stages.{stage}.transformer"] = f"{theirs}.attentions.{stage}"
-        paths[f"encoder.down.{i}.downsample"] = f"down_blocks.{i}.downsamplers.0.conv"
-        paths[f"up.{i}.upsample"] = f"up_blocks.{i}.upsamplers.0.conv"
-    return paths
-
-
-def _unet_paths(config: UNetConfig, naming: Naming) -> dict[str, str]:
-    return _ldm_unet_paths(config) if naming == "ldm" else _diffusers_unet_paths(config)
-
-
 def _stage(
-    ours: str, paths: Names, names: Names, c_in: int, c_out: int, config: UNetConfig, attend: bool
+    ours: str, paths: dict[str, str], naming: Naming, c_in: int, c_out: int, config: UNetConfig
 ) -> list[Row]:
-    rows = res(paths[f"{ours}.res"], f"{ours}.res", names, c_in, c_out, config.time_dim)
-    if attend:
-        ours = f"{ours}.transformer"
-        rows += _transformer(paths[ours], ours, c_out, config)
-    return rows
+    rows = res(paths[f"{ours}.res"], f"{ours}.res", _RES[naming], c_in, c_out, config.time_dim)
+    ours = f"{ours}.transformer"
+    return rows + (_transformer(paths[ours], ours, c_out, config) if ours in paths else [])
 
 
 def _encoder(config: UNetConfig, in_channels: int, naming: Naming) -> list[Row]:
-    paths, names = _unet_paths(config, naming), _RES[naming]
+    paths = _paths(config, naming)
     base, time = config.model_channels, config.time_dim
     rows = linear(paths["encoder.time.fc1"], "encoder.time.fc1", base, time)
     rows += linear(paths["encoder.time.fc2"], "encoder.time.fc2", time, time)
@@ -127,40 +90,37 @@ def _encoder(config: UNetConfig, in_channels: int, naming: Naming) -> list[Row]:
     c = base
     for level, mult in enumerate(config.channel_mult):
         for i in range(config.num_res_blocks):
-            ours = f"encoder.down.{level}.stages.{i}"
-            attend = config.attention_levels[level]
-            rows += _stage(ours, paths, names, c, mult * base, config, attend)
+            rows += _stage(
+                f"encoder.down.{level}.stages.{i}", paths, naming, c, mult * base, config
+            )
             c = mult * base
         if level < len(config.channel_mult) - 1:
             ours = f"encoder.down.{level}.downsample"
             rows += conv(paths[ours], ours, c, c)
-    rows += _stage("encoder.mid.stage", paths, names, c, c, config, True)
-    return rows + _stage("encoder.mid.out", paths, names, c, c, config, False)
+    rows += _stage("encoder.mid.stage", paths, naming, c, c, config)
+    return rows + _stage("encoder.mid.out", paths, naming, c, c, config)
 
 
 def unet_table(config: UNetConfig, naming: Naming = "ldm") -> list[Row]:
-    """Table of a UNet, without prefixes."""
-    paths, names = _unet_paths(config, naming), _RES[naming]
+    """List the rows of a UNet, without prefixes."""
+    paths = _paths(config, naming)
     rows = _encoder(config, config.in_channels, naming)
     skips = encoder_channels(config)
     c = skips[-1]
-    levels = len(config.channel_mult)
-    for up in range(levels):
-        level = levels - 1 - up
-        c_out = config.channel_mult[level] * config.model_channels
+    for up, mult in enumerate(reversed(config.channel_mult)):
+        c_out = mult * config.model_channels
         for i in range(config.num_res_blocks + 1):
             ours = f"up.{up}.stages.{i}"
-            attend = config.attention_levels[level]
-            rows += _stage(ours, paths, names, c + skips.pop(), c_out, config, attend)
+            rows += _stage(ours, paths, naming, c + skips.pop(), c_out, config)
             c = c_out
-        if level > 0:
+        if up < len(config.channel_mult) - 1:
             rows += conv(paths[f"up.{up}.upsample"], f"up.{up}.upsample", c, c)
     rows += norm(paths["norm_out"], "norm_out", c)
     return rows + conv(paths["conv_out"], "conv_out", c, config.out_channels)
 
 
 def control_table(config: UNetConfig) -> list[Row]:
-    """Table of a ControlNet in LDM naming, without prefixes."""
+    """List the rows of a ControlNet in LDM naming, without prefixes."""
     rows = _encoder(config, 2 * config.in_channels, "ldm")
     channels = encoder_channels(config)
     for i, c in enumerate(channels):
