@@ -1,6 +1,6 @@
-"""Checkpoints in and out: PyTorch's keys and files on one side, our model files on the other.
+"""Conversion between PyTorch's checkpoints and our model files.
 
-`python -m dossr_jax.convert` is the command line of it.
+The command line is `python -m dossr_jax.convert`.
 """
 
 from dossr_jax.convert.infer import config_from_release_yaml

@@ -15,7 +15,7 @@ INPUT is one of
   a DoSSR checkpoint of the PyTorch release (.ckpt, .pth, .safetensors)
   SD 2.1 as one file or as a diffusers folder; needs --rrdb and gives the model training starts from
   a folder with weights.safetensors, config.yaml and golden.npz (see docs/porting.md)
-  a model of ours, to turn it into another form
+  a model file of dossr_jax, to write it in another form
 
 examples
   python -m dossr_jax.convert dossr.ckpt dossr.safetensors --dtype bfloat16
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rrdb",
         metavar="FILE",
-        help="pre-restorer to join or to put in place of the one there: an RRDBNet .pth or "
+        help="pre-restorer to add, or to put in place of the model's: an RRDBNet .pth or "
         ".safetensors (Real-ESRGAN, BSRGAN, LDL, ESRGAN), an ncnn .param, or 'realesrgan' for the "
         "model of the extra dossr-jax[realesrgan]",
     )
@@ -56,19 +56,19 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         metavar="YAML",
         type=Path,
-        help="the release's YAML file of the model; without it all but the head width is read off "
-        "the keys",
+        help="the model's YAML file of the release; without it the configuration is read off the "
+        "keys, except the width of an attention head",
     )
     parser.add_argument(
         "--head-dim",
         metavar="N",
         type=int,
-        help="width of an attention head where there is no YAML file (64, as in SD 2.1)",
+        help="width of an attention head (64, as in SD 2.1, where no YAML file gives it)",
     )
     parser.add_argument(
         "--keep-text",
         action="store_true",
-        help="keep the text tower, for prompts other than the stored ones and for a whole way back",
+        help="keep the text tower, to embed other prompts and to get every key of the release back",
     )
     parser.add_argument(
         "--context",
@@ -81,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("keep", *DTYPES),
         default="keep",
-        help="dtype of the written weights (keep: each as it is); schedule buffers keep theirs",
+        help="dtype of the written weights (keep: unchanged); schedule buffers keep their dtype",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 where the input is at fault."""
+    """Run the command line; return the exit status, 2 for bad input."""
     arguments = _parser().parse_args(argv)
     try:
         convert(**vars(arguments))

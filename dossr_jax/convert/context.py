@@ -23,7 +23,7 @@ from dossr_jax.weights import Lazy, lazy
 _ARRAYS = {"context": "context", "negative_context": "context_neg"}
 
 
-def with_context(model: Model, path: Path | None) -> Model:
+def with_context(model: Model, path: str | Path | None) -> Model:
     """Give a model its `context` and `negative_context`.
 
     Args:
@@ -62,7 +62,7 @@ def without_text(model: Model) -> Model:
     return model.replace(drop="text.", text=None, note=note)
 
 
-def _read_npz(path: Path) -> dict[str, Lazy]:
+def _read_npz(path: str | Path) -> dict[str, Lazy]:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS.values() if name not in file.files]
@@ -93,8 +93,8 @@ def _run_tower(model: Model) -> dict[str, Lazy]:
     table = model.tensors["text.token_embedding.embedding"].load()
     if tokens.max() >= len(table):
         raise UserError(
-            f"the text tower knows {len(table)} tokens, CLIP's has {tokens.max() + 1} at least: "
-            "give the embeddings with --context"
+            f"the text tower knows {len(table)} tokens, CLIP's at least {tokens.max() + 1}: give "
+            "the embeddings with --context"
         )
     position = model.tensors["text.position_embedding"].load()
     x = jnp.asarray(table[tokens], jnp.float32) + jnp.asarray(position, jnp.float32)[None]
@@ -113,8 +113,8 @@ def _run_tower(model: Model) -> dict[str, Lazy]:
     rows = np.asarray(run(norm, "norm_out", x))
     if not np.isfinite(rows).all():
         raise UserError(
-            "the text tower gives no finite numbers for the stored prompts, its weights are "
-            "damaged: give the embeddings with --context"
+            "the text tower gives non-finite embeddings of the stored prompts: its weights are "
+            "damaged; give the embeddings with --context"
         )
     return {"context": lazy(rows[0]), "negative_context": lazy(rows[1])}
 

@@ -1,4 +1,4 @@
-"""One conversion, from reading any kind of checkpoint to writing any kind of file."""
+"""One conversion: reading any kind of checkpoint, writing any kind of file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def convert(
     if context is None and (source / "golden.npz").is_file():
         context = source / "golden.npz"
     if to in ("dossr", "orbax"):
-        model = with_context(model, None if context is None else Path(context))
+        model = with_context(model, context)
         if not (keep_text or own):
             model = without_text(model)
     if dtype != "keep":
@@ -91,13 +91,14 @@ def _read(
         if diffusers.is_diffusers(path):
             if configured:
                 raise UserError(
-                    f"{path}: its config.json files say it all; leave out --config and --head-dim"
+                    f"{path}: has its configuration in config.json files; leave out --config and "
+                    "--head-dim"
                 )
             return diffusers.read_diffusers(path, _need_rrdb(path, pair))
         if not all((path / name).is_file() for name in _GOLDEN_FILES):
             raise UserError(
                 f"{path}: neither a diffusers folder (unet/, vae/), nor one with "
-                f"{' and '.join(_GOLDEN_FILES)}, nor an Orbax checkpoint of ours"
+                f"{' and '.join(_GOLDEN_FILES)}, nor an Orbax checkpoint of dossr_jax"
             )
         weights_file, yaml_file = (path / name for name in _GOLDEN_FILES)
         path, config = weights_file, config or yaml_file
@@ -142,8 +143,11 @@ def _check_target(path: Path, to: str, overwrite: bool) -> None:
             f"{path}: is {'a folder' if path.is_dir() else 'a file'}, which --to {to} "
             "does not replace; choose another name"
         )
-    ours = weights.is_model(path) or (path / "unet" / "config.json").is_file()
-    if path.is_dir() and any(path.iterdir()) and not ours:
+    if (
+        path.is_dir()
+        and any(path.iterdir())
+        and not (weights.is_model(path) or (path / "unet" / "config.json").is_file())
+    ):
         raise UserError(
             f"{path}: a folder with something else in it, which is not replaced; "
             "choose another name"

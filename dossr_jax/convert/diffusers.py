@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from dossr_jax.convert.tables import text_table, unet_table, vae_table
 from dossr_jax.errors import UserError
 from dossr_jax.weights import Lazy, read_safetensors, write_safetensors
 
-# Autoencoders saved before diffusers 0.12 name their attention so.
+# Names in the attention of autoencoders that were saved before diffusers 0.12.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -98,11 +97,9 @@ def _read_part(folder: Path, stem: str) -> State:
 
 
 def _new_attention(name: str) -> str:
-    return re.sub(
-        r"(mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.",
-        lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.",
-        name,
-    )
+    block, attention, layer = name.rpartition("mid_block.attentions.0.")
+    old, dot, kind = layer.partition(".")
+    return f"{block}{attention}{_OLD_ATTENTION.get(old, old)}{dot}{kind}" if attention else name
 
 
 def _read_config(folder: Path, kind: str) -> Settings:

@@ -1,7 +1,7 @@
-"""Configurations read off a checkpoint: its key names and shapes, or the YAML file beside it.
+"""Configurations from a checkpoint's key names and shapes, or from the YAML file beside it.
 
-What shapes do not tell: the width of an attention head (64 in SD 2.1) and the number of norm
-groups (32 everywhere).
+Shapes do not tell the width of an attention head (64 in SD 2.1) and the number of norm groups (32
+everywhere).
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dossr_jax.config import RRDBConfig
 from dossr_jax.convert.state import State
+from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
 from dossr_jax.weights import lazy
 
@@ -22,8 +24,8 @@ _TAGS = {0x01306B47: np.dtype("<f2"), 0: np.dtype("<f4")}
 _WEIGHTLESS = {"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp"}
 _SLOPE = 0.2
 _LEAKY_RELU = "2"
-_TAIL = ("conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last")
-_CONVS_PER_BLOCK = 15
+# Convolutions without an activation.
+_LINEAR = ("conv_first", "conv5", "conv_body", "conv_last")
 
 
 class _Convolution(NamedTuple):
@@ -35,7 +37,7 @@ class _Convolution(NamedTuple):
 
 
 def read_ncnn(path: str | Path) -> State:
-    """An RRDBNet from `path`, the .param or the .bin file, under its PyTorch keys.
+    """Read an RRDBNet from `path`, the .param or the .bin file, under its PyTorch keys.
 
     Layers are matched by their order; which of them have an activation has to agree with the
     RRDBNet's own order, and the shapes are checked by its table afterwards.
@@ -68,13 +70,8 @@ def read_ncnn(path: str | Path) -> State:
         dtype = _TAGS[tag]
         kernel, offset = _take(binary, data, offset + 4, conv.elements, dtype)
         offset += -offset % 4
-        shape = (
-            conv.out_channels,
-            conv.elements // (conv.out_channels * conv.size**2),
-            conv.size,
-            conv.size,
-        )
-        tensors[f"{name}.weight"] = lazy(kernel.reshape(shape))
+        kernel = kernel.reshape(conv.out_channels, -1, conv.size, conv.size)
+        tensors[f"{name}.weight"] = lazy(kernel)
         bias, offset = _take(binary, data, offset, conv.out_channels, np.dtype("<f4"))
         tensors[f"{name}.bias"] = lazy(bias)
     if offset != len(data):
@@ -110,7 +107,7 @@ def _parse_param(path: Path, text: str) -> list[_Convolution]:
                 continue
             if kind != "Convolution":
                 raise UserError(
-                    f"{path}: has a {kind} layer, which an RRDBNet has not; give realesrgan-x4plus"
+                    f"{path}: has a {kind} layer, which no RRDBNet has; give realesrgan-x4plus"
                 )
             entries = rest[int(inputs) + int(outputs) :]
             options = dict(entry.split("=", 1) for entry in entries)
@@ -119,7 +116,7 @@ def _parse_param(path: Path, text: str) -> list[_Convolution]:
                 count, *parameters = options.get("-23310", "").split(",")
                 if options["9"] != _LEAKY_RELU or count != "1":
                     raise UserError(
-                        f"{path}: has an activation that an RRDBNet has not; give realesrgan-x4plus"
+                        f"{path}: has an activation that no RRDBNet has; give realesrgan-x4plus"
                     )
                 slope = float(parameters[0])
             convolutions.append(
@@ -139,26 +136,13 @@ def _parse_param(path: Path, text: str) -> list[_Convolution]:
 
 
 def _layer_names(path: Path, convolutions: list[_Convolution]) -> list[str]:
-    """PyTorch's names in the order in which an RRDBNet runs its convolutions."""
-    blocks, rest = divmod(len(convolutions) - 1 - len(_TAIL), _CONVS_PER_BLOCK)
-    names = [
-        "conv_first",
-        *(
-            f"body.{n}.rdb{d}.conv{i}"
-            for n in range(blocks)
-            for d in (1, 2, 3)
-            for i in range(1, 6)
-        ),
-        *_TAIL,
-    ]
-    linear = ("conv_first", "conv5", "conv_body", "conv_last")
-    fits = (
-        rest == 0
-        and blocks > 0
-        and all(
-            conv.bias and (conv.slope is None if name.endswith(linear) else conv.slope == _SLOPE)
-            for name, conv in zip(names, convolutions, strict=True)
-        )
+    """List PyTorch's names in the order in which an RRDBNet runs its convolutions."""
+    # 15 in a block, 6 around them.
+    rows = rrdb_table(RRDBConfig(num_blocks=max(1, len(convolutions) // 15)))
+    names = [row.torch.removesuffix(".weight") for row in rows if row.torch.endswith(".weight")]
+    fits = len(names) == len(convolutions) and all(
+        conv.bias and conv.slope == (None if name.endswith(_LINEAR) else _SLOPE)
+        for name, conv in zip(names, convolutions, strict=True)
     )
     if not fits:
         raise UserError(

@@ -7,6 +7,7 @@ import mmap
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def read_checkpoint(path: str | Path) -> State:
         state = State(str(path), weights.read_safetensors(path)[0])
     else:
         raise UserError(
-            f"{path}: not a checkpoint by its name; .safetensors, {', '.join(TORCH_SUFFIXES)} are"
+            f"{path}: not a checkpoint by its name; its suffix should be .safetensors, "
+            f"{', '.join(TORCH_SUFFIXES)}"
         )
     return state.rename(lambda name: name.removeprefix("module."))
 
@@ -81,7 +83,7 @@ def _load_pickle(torch: Any, path: Path) -> Any:
 
     try:
         # Files older than PyTorch 1.6 are not zip archives and cannot be mapped.
-        return load(mmap=True) if _is_zip(path) else load()
+        return load(mmap=True) if zipfile.is_zipfile(path) else load()
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: {_pickle_reason(str(error))}; save its state_dict as "
@@ -94,13 +96,8 @@ def _load_pickle(torch: Any, path: Path) -> Any:
         ) from error
 
 
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _stand_ins(torch: Any, path: Path) -> list[tuple[type, str]]:
-    if not _is_zip(path):
+    if not zipfile.is_zipfile(path):
         return []
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -115,8 +112,8 @@ def _pickle_reason(message: str) -> str:
     for mark in ("Unsupported global: GLOBAL ", "Unsupported class "):
         if mark in message:
             name = message.split(mark, 1)[1].split()[0]
-            return f"a pickle that would run code or build objects ({name}), which is not done here"
-    return "not a PyTorch checkpoint, or one that would run code, which is not done here"
+            return f"a pickle that would run code or build objects ({name}), which is refused"
+    return "not a PyTorch checkpoint, or one that would run code, which is refused"
 
 
 def _from_torch(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
@@ -145,9 +142,9 @@ _MADV_PAGEOUT = 21
 
 
 def _page_out(tensor: Any) -> None:
-    """Let go of a mapped tensor's pages, or the whole file ends up in memory.
+    """Release a mapped tensor's pages, or the whole file ends up in memory.
 
-    A kernel that will not do it (other than Linux, a file of another user) loses memory, not data.
+    Where the kernel cannot (not Linux, a file of another user), more memory is used, no data lost.
     """
     if sys.platform != "linux":
         return

@@ -45,7 +45,7 @@ _NORM_GROUPS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A whole model, not read yet: configuration, tensors under our names, remarks for the user.
+    """A whole model, not read yet: configuration, tensors under our names, notes for the user.
 
     `context` and `negative_context` may still be absent; convert.context adds them.
     """

@@ -1,13 +1,13 @@
-"""Model files of our own: arrays by name with the configuration inside.
+"""Our model files: tensors by name, with the configuration inside.
 
 One `.safetensors` file (the config in its metadata) or one Orbax checkpoint folder. Names are
-the module paths joined by dots; `buffers.*` carries the tensors of a PyTorch checkpoint that hold
-no learning, under their own names, so that a way back loses nothing. Files are read as data,
+the module paths joined by dots; `buffers.*` are the tensors of a PyTorch checkpoint that are not
+learned, under their own names, so that converting back loses nothing. Files are read as data,
 never as code, and every write goes to a temporary name first.
 """
 
 from dossr_jax.weights.files import is_model, load_model, open_model, save_model
-from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for
+from dossr_jax.weights.header import BUFFER_PREFIX, metadata_for
 from dossr_jax.weights.orbax import new_folder, save_orbax
 from dossr_jax.weights.params import (
     abstract_model,
@@ -27,7 +27,6 @@ from dossr_jax.weights.safetensors import (
 __all__ = [
     "BUFFER_PREFIX",
     "DTYPES",
-    "FORMAT",
     "Lazy",
     "abstract_model",
     "check_names",

@@ -1,4 +1,4 @@
-"""What a model file says of itself: format and configuration."""
+"""The header of a model file: format and configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BUFFER_PREFIX = "buffers."
 
 
 def metadata_for(config: DoSSRConfig, notes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Header entries of a model file."""
+    """Make the header entries of a model file."""
     return {"format": FORMAT, "config": config_lib.to_json(config), **(notes or {})}
 
 
 def read_config(path: str | Path, metadata: Mapping[str, str]) -> DoSSRConfig:
-    """The configuration inside a model file's header.
+    """Read the configuration in a model file's header.
 
     Raises:
       UserError: the file is not one of ours.

@@ -37,15 +37,14 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,
     ) -> Sequence[Any]:
-        start, group, size = 0, [], 0
-        for stop, tensor in enumerate(values, 1):
-            group.append(np.asarray(tensor, order="C"))
-            size += group[-1].nbytes
-            if size >= _GROUP_BYTES or stop == len(values):
-                part = slice(start, stop)
-                for future in await super().serialize(group, infos[part], args and args[part]):
-                    future.result()
-                start, group, size = stop, [], 0
+        for part in _groups([tensor.nbytes for tensor in values]):
+            futures = await super().serialize(
+                [np.asarray(tensor, order="C") for tensor in values[part]],
+                infos[part],
+                args and args[part],
+            )
+            for future in futures:
+                future.result()
         return []
 
 
@@ -111,7 +110,11 @@ def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
     try:
         metadata = json.loads(header.read_text())
         config = read_config(path, metadata)
-        _check_sizes(path, metadata["files"])
+        found = _sizes(path)
+        for name, size in metadata["files"].items():
+            # Orbax reads truncated files in many threads, each of which prints its own traceback.
+            if found.get(name) != size:
+                raise ValueError(f"{name} has {found.get(name, 'no')} bytes where {size} should be")
         arrays: dict[str, np.ndarray] = {}
         with _no_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             # Of a damaged folder Orbax logs what is wrong and returns None.
@@ -119,9 +122,11 @@ def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
             if index is None:
                 raise ValueError("its arrays have no readable index")
             tree = index.tree
-            for names in _groups(tree):
+            sizes = [math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tree.values()]
+            for part in _groups(sizes):
+                names = list(tree)[part]
                 target = {name: np.empty(tree[name].shape, tree[name].dtype) for name in names}
-                kinds = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+                kinds = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in target}
                 arrays |= checkpointer.restore(
                     path / "arrays",
                     args=ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True),
@@ -139,14 +144,6 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
-    # Orbax reads truncated files in many threads, each of which prints its own traceback.
-    found = _sizes(folder)
-    for name, size in sizes.items():
-        if found.get(name) != size:
-            raise ValueError(f"{name} has {found.get(name, 'no')} bytes where {size} should be")
-
-
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
     """Keep Orbax from logging what the error says better."""
@@ -159,15 +156,11 @@ def _no_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _groups(tree: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield names of arrays in groups of about _GROUP_BYTES."""
-    group: list[str] = []
-    size = 0
-    for name, array in tree.items():
-        group.append(name)
-        size += math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        if size >= _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _groups(sizes: Sequence[int]) -> Iterator[slice]:
+    """Split tensors of these sizes in bytes into slices of about _GROUP_BYTES."""
+    start = total = 0
+    for stop, size in enumerate(sizes, 1):
+        total += size
+        if total >= _GROUP_BYTES or stop == len(sizes):
+            yield slice(start, stop)
+            start, total = stop, 0

@@ -7,7 +7,6 @@ docs/porting.md shows the same side by side.
 
 from dossr_jax.convert.tables.release import (
     CONTROL_PREFIX,
-    HINT_PREFIX,
     RRDB_PREFIX,
     TEXT_PREFIX,
     UNET_PREFIX,
@@ -18,11 +17,10 @@ from dossr_jax.convert.tables.release import (
 from dossr_jax.convert.tables.rows import Row, with_prefix
 from dossr_jax.convert.tables.text import text_table
 from dossr_jax.convert.tables.unet import control_table, unet_table
-from dossr_jax.convert.tables.vae import vae_decoder_table, vae_encoder_table, vae_table
+from dossr_jax.convert.tables.vae import vae_encoder_table, vae_table
 
 __all__ = [
     "CONTROL_PREFIX",
-    "HINT_PREFIX",
     "RRDB_PREFIX",
     "TEXT_PREFIX",
     "UNET_PREFIX",
@@ -33,7 +31,6 @@ __all__ = [
     "rrdb_table",
     "text_table",
     "unet_table",
-    "vae_decoder_table",
     "vae_encoder_table",
     "vae_table",
     "with_prefix",
