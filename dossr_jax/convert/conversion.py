@@ -7,7 +7,7 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,10 @@ def convert(
             },
         )
     _describe(source, model)
-    _WRITERS[to](target, model)
+    if to == "diffusers":
+        _write_diffusers(target, model)
+    else:
+        _write(target, to, model)
     print(f"wrote {target} ({_size(target) / 1e6:.1f} MB)")
 
 
@@ -200,29 +203,21 @@ def _progress(tensors: Mapping[str, Lazy]) -> Iterator[dict[str, Lazy]]:
         yield {name: counted(tensor) for name, tensor in tensors.items()}
 
 
-def _write_dossr(path: Path, model: Model) -> None:
-    _check_space(path, model.tensors.values())
-    with _progress(model.tensors) as tensors:
-        weights.write_safetensors(path, tensors, weights.metadata_for(model.config))
-
-
-def _write_orbax(path: Path, model: Model) -> None:
-    _check_space(path, model.tensors.values())
-    with _progress(model.tensors) as tensors:
-        weights.save_orbax(path, model.config, tensors)
-
-
-def _write_release(path: Path, model: Model) -> None:
-    exported = release.export_release(model)
-    _check_space(path, exported.values())
-    text = model.config.text
-    if text is None or text.skip_layers == 0:
-        print(
-            f"  {'no' if text is None else 'a shortened'} text tower in it: the release loads this "
-            f"strictly only once the missing {TEXT_PREFIX}* keys are added"
-        )
-    with _progress(exported) as tensors:
-        weights.write_safetensors(path, tensors, {"format": "pt"})
+def _write(path: Path, to: str, model: Model) -> None:
+    """Write a model in one of the forms but diffusers'."""
+    write = weights.write_orbax if to == "orbax" else weights.write_safetensors
+    tensors, metadata = model.tensors, weights.metadata_for(model.config)
+    if to == "release":
+        tensors, metadata = release.export_release(model), {"format": "pt"}
+        text = model.config.text
+        if text is None or text.skip_layers == 0:
+            print(
+                f"  {'no' if text is None else 'a shortened'} text tower in it: the release loads "
+                f"this strictly only once the missing {TEXT_PREFIX}* keys are added"
+            )
+    _check_space(path, tensors.values())
+    with _progress(tensors) as counted:
+        write(path, counted, metadata)
 
 
 def _write_diffusers(path: Path, model: Model) -> None:
@@ -236,11 +231,3 @@ def _write_diffusers(path: Path, model: Model) -> None:
         for name, (config, exported) in parts.items():
             with _progress(exported) as tensors:
                 diffusers.write_part(folder / name, config, tensors)
-
-
-_WRITERS: dict[str, Callable[[Path, Model], None]] = {
-    "dossr": _write_dossr,
-    "orbax": _write_orbax,
-    "release": _write_release,
-    "diffusers": _write_diffusers,
-}

@@ -6,9 +6,15 @@ learned, under their own names, so that converting back loses nothing. Files are
 never as code, and every write goes to a temporary name first.
 """
 
-from dossr_jax.weights.files import is_model, load_model, open_model, save_model
-from dossr_jax.weights.header import BUFFER_PREFIX, metadata_for
-from dossr_jax.weights.orbax import new_folder, save_orbax
+from dossr_jax.weights.files import (
+    BUFFER_PREFIX,
+    is_model,
+    load_model,
+    metadata_for,
+    open_model,
+    save_model,
+)
+from dossr_jax.weights.orbax import new_folder, write_orbax
 from dossr_jax.weights.params import (
     abstract_model,
     check_names,
@@ -41,6 +47,6 @@ __all__ = [
     "open_model",
     "read_safetensors",
     "save_model",
-    "save_orbax",
+    "write_orbax",
     "write_safetensors",
 ]

@@ -9,12 +9,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dossr_jax.config import DoSSRConfig
+from dossr_jax.config import ConfigError, DoSSRConfig, from_json, to_json
+from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.weights.header import BUFFER_PREFIX, FORMAT, metadata_for, read_config
 from dossr_jax.weights.orbax import CONFIG_FILE, read_orbax
 from dossr_jax.weights.params import abstract_model, fill, names_and_params
-from dossr_jax.weights.safetensors import Lazy, lazy, read_safetensors, write_safetensors
+from dossr_jax.weights.safetensors import Lazy, read_safetensors, write_safetensors
+
+BUFFER_PREFIX = "buffers."
+_FORMAT = "dossr_jax/1"
+
+
+def metadata_for(config: DoSSRConfig, notes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Make the header entries of a model file."""
+    return {"format": _FORMAT, "config": to_json(config), **(notes or {})}
 
 
 def save_model(
@@ -50,7 +58,7 @@ def is_model(path: str | Path) -> bool:
         return (path / CONFIG_FILE).is_file()
     if path.suffix.lower() != ".safetensors":
         return False
-    return read_safetensors(path)[1].get("format") == FORMAT
+    return read_safetensors(path)[1].get("format") == _FORMAT
 
 
 def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
@@ -59,11 +67,18 @@ def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
     Raises:
       UserError: missing, truncated or foreign file.
     """
-    if Path(path).is_dir():
-        config, arrays = read_orbax(path)
-        return config, {name: lazy(array) for name, array in arrays.items()}
-    tensors, metadata = read_safetensors(path)
-    return read_config(path, metadata), tensors
+    tensors, metadata = read_orbax(path) if Path(path).is_dir() else read_safetensors(path)
+    if metadata.get("format") != _FORMAT:
+        raise UserError(
+            f"{path}: not a dossr_jax model; convert it first: python -m dossr_jax.convert --help"
+        )
+    try:
+        return from_json(DoSSRConfig, metadata["config"]), tensors
+    except (KeyError, TypeError, ConfigError) as error:
+        raise UserError(
+            f"{path}: its configuration cannot be read ({error}); convert it again "
+            "with this version"
+        ) from error
 
 
 def load_model(
@@ -72,7 +87,7 @@ def load_model(
     """Load a model from a .safetensors file or an Orbax checkpoint folder.
 
     Args:
-      path: what :func:`save_model`, :func:`save_orbax` or dossr_jax.convert wrote.
+      path: what :func:`save_model`, :func:`write_orbax` or dossr_jax.convert wrote.
       dtype: compute dtype. param_dtype: dtype of the parameters, `dtype` if None.
 
     Raises:

@@ -17,10 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dossr_jax.config import DoSSRConfig
 from dossr_jax.errors import UserError
-from dossr_jax.weights.header import metadata_for, read_config
-from dossr_jax.weights.safetensors import Lazy
+from dossr_jax.weights.safetensors import Lazy, lazy
 
 CONFIG_FILE = "dossr_jax.json"
 # Bytes of an Orbax checkpoint that are written or read at once; every write of a group rewrites
@@ -76,8 +74,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def save_orbax(path: Path, config: DoSSRConfig, tensors: Mapping[str, Lazy]) -> None:
-    """Save tensors by dotted name as an Orbax checkpoint folder with the config inside.
+def write_orbax(path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> None:
+    """Write tensors by name and metadata as an Orbax checkpoint folder.
 
     Tensors are read a group at a time. A folder that was at `path` is replaced.
 
@@ -93,12 +91,12 @@ def save_orbax(path: Path, config: DoSSRConfig, tensors: Mapping[str, Lazy]) -> 
         with ocp.Checkpointer(handler) as checkpointer:
             tree = ocp.args.PyTreeSave(dict(tensors))
             checkpointer.save(folder.absolute() / "arrays", args=tree)
-        header = metadata_for(config) | {"files": _sizes(folder)}
+        header = {**metadata, "files": _sizes(folder)}
         (folder / CONFIG_FILE).write_text(json.dumps(header))
 
 
-def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
-    """Read configuration and arrays (on the host) of a folder that :func:`save_orbax` wrote.
+def read_orbax(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
+    """Read a folder that :func:`write_orbax` wrote: its tensors (on the host) and metadata.
 
     Raises:
       UserError: not such a folder, or a damaged one.
@@ -109,7 +107,6 @@ def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
         raise UserError(f"{path}: no dossr_jax checkpoint (there is no {CONFIG_FILE} in it)")
     try:
         metadata = json.loads(header.read_text())
-        config = read_config(path, metadata)
         found = _sizes(path)
         for name, size in metadata["files"].items():
             # Orbax reads truncated files in many threads, each of which prints its own traceback.
@@ -136,7 +133,7 @@ def read_orbax(path: str | Path) -> tuple[DoSSRConfig, dict[str, np.ndarray]]:
         raise UserError(
             f"{path}: damaged checkpoint ({first}); convert or copy it again"
         ) from error
-    return config, arrays
+    return {name: lazy(array) for name, array in arrays.items()}, metadata
 
 
 def _sizes(folder: Path) -> dict[str, int]:
