@@ -117,7 +117,7 @@ def _unet_config(folder: Path) -> UNetConfig:
         # diffusers writes the number of heads under this name.
         heads = settings.get("num_attention_heads", None) or settings.value("attention_head_dim")
         heads = _per_level(heads, widths)
-        head_dims = {width // count for width, count in zip(widths, heads, strict=True)}
+        head_dims = {width // number for width, number in zip(widths, heads, strict=True)}
         if len(head_dims) != 1:
             settings.fail("attention_head_dim", "all heads must be of one width, as in SD 2.x")
         depths = set(_per_level(settings.get("transformer_layers_per_block", 1), widths))
