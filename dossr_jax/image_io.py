@@ -223,9 +223,8 @@ def write_image(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     """Write uint8 (h, w, 3) to `path`, its suffix choosing the format; folders are made.
 
     JPEG is written at quality 95 without chroma subsampling, WebP at quality 95. The file appears
-    whole or not at all: it is encoded in memory, written under a temporary name beside it and
-    renamed. Raises UserError for an unknown suffix, an image too large for the format, and
-    anything the disk refuses.
+    whole or not at all. Raises UserError for an unknown suffix, an image too large for the format,
+    and anything the disk refuses.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -237,13 +236,21 @@ def write_image(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(encoded, format=name, **options)
     except (OSError, ValueError) as error:  # JPEG and WebP limit the sides of an image.
         raise _error(f"{path}: cannot encode as {name} ({error})", "write PNG instead") from error
+    write_file(path, encoded.getbuffer())
 
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that appears whole or not at all; folders are made.
+
+    It is written under a temporary name beside it and renamed. Raises UserError for anything the
+    disk refuses.
+    """
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
-                file.write(encoded.getbuffer())
+                file.write(content)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

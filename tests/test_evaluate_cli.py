@@ -15,7 +15,7 @@ from test_cli import assert_one_error
 
 from dossr_jax import weights
 from dossr_jax.evaluate import bicubic, make_lr, score
-from dossr_jax.evaluate.cli import main
+from dossr_jax.evaluate.__main__ import main
 from dossr_jax.evaluate.scores import OWN
 from dossr_jax.image import pad_to
 from dossr_jax.image_io import read_image

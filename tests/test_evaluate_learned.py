@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import METRICS, learned, score
-from dossr_jax.evaluate.cli import main
+from dossr_jax.evaluate.__main__ import main
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def hub(tmp_path, monkeypatch):
     """An empty folder of torch.hub, beside an empty Hugging Face cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    learned._metric.cache_clear()
+    learned.load_metric.cache_clear()
     yield tmp_path / "hub"
-    learned._metric.cache_clear()
+    learned.load_metric.cache_clear()
 
 
 def provide(hub, name: str) -> None:
@@ -64,7 +64,7 @@ def test_missing_weights_are_named_with_their_place(hub, pyiqa, name):
     provide(hub, name)
     METRICS[name].check()
     for path in places(hub, name):
-        learned._metric.cache_clear()
+        learned.load_metric.cache_clear()
         path.unlink()
         with pytest.raises(UserError, match=f"{path.name}.* is missing") as caught:
             METRICS[name].check()

@@ -19,7 +19,7 @@ from helpers.pictures import picture, save
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import METRICS, learned
-from dossr_jax.evaluate.cli import main
+from dossr_jax.evaluate.__main__ import main
 
 # Neither installs everywhere: pyiqa's licence forbids commercial use, and it needs the torchvision
 # that belongs to one version of torch.
@@ -118,9 +118,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(folder / "hub" / "pyiqa"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    learned._metric.cache_clear()
+    learned.load_metric.cache_clear()
     yield folder
-    learned._metric.cache_clear()
+    learned.load_metric.cache_clear()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -203,7 +203,7 @@ def test_the_value_is_that_of_pyiqa(name, weights, connections, tmp_path, monkey
     assert np.isfinite(METRICS[name].measure(smallest, 255 - smallest))
 
     for path in paths:
-        learned._metric.cache_clear()
+        learned.load_metric.cache_clear()
         path.rename(path.with_suffix(".away"))
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()

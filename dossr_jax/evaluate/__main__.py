@@ -1,8 +1,259 @@
-"""`python -m dossr_jax.evaluate`."""
+"""Command line of the evaluation: `python -m dossr_jax.evaluate`, `dossr-evaluate`."""
 
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import platform
 import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-from dossr_jax.evaluate.cli import main
+import jax
+from tqdm import tqdm
+
+from dossr_jax import image_io, options
+from dossr_jax.data.degradation import PRESETS
+from dossr_jax.errors import UserError
+from dossr_jax.evaluate import candidates, report
+from dossr_jax.evaluate.evaluation import Evaluation
+from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
+from dossr_jax.evaluate.sets import Folder, ImageSet, preset_scale
+
+BAD_INPUT = 2
+_VERSIONS = ("dossr-jax", "jax", "flax", "numpy", "pillow")
+_EXAMPLES = """\
+examples:
+  python -m dossr_jax.evaluate restored/ --hr HR/
+  python -m dossr_jax.evaluate --lr LR/ --hr HR/ --model dossr-mini --baselines bicubic pre-restored
+  python -m dossr_jax.evaluate --hr HR/ --preset realesrgan --model m.safetensors
+
+exit status: 0 all measured, 2 something could not be read, paired, restored or compared (the rest
+is measured all the same). docs/evaluation.md says what every number means.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; its help is the reference of the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dossr_jax.evaluate",
+        description="Measure restored images, or a model and its baselines on the same images.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "restored", nargs="*", type=Path, help="folders of restored images, a row each"
+    )
+    parser.add_argument("--hr", type=Path, help="folder of the ground truth")
+    parser.add_argument("--lr", type=Path, help="folder of the LR images that a model restores")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"make the LR images from the ground truth: {', '.join(PRESETS)}",
+    )
+    parser.add_argument(
+        "--degradation-seed", type=int, default=0, help="its random seed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"on the same images: {', '.join(candidates.BASELINES)}, rrdb:FILE, rrdb:realesrgan",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(METRICS)} (default: {' '.join(OWN)})",
+    )
+    parser.add_argument(
+        "--border",
+        type=int,
+        default=BORDER,
+        help="pixels at every edge that PSNR and SSIM leave out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", "-o", type=Path, help="folder for evaluation.json and evaluation.csv"
+    )
+    parser.add_argument(
+        "--save-images", action="store_true", help="keep the restored images there, too"
+    )
+    parser.add_argument("--summary", action="store_true", help="print the means only")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed runs of the first image for the latency, 0 for none (default: %(default)s)",
+    )
+    options.add_model_options(parser, default=None)
+    options.add_picture_options(parser)
+    options.add_speed_options(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+      0, or 2 if anything could not be read, paired, restored or compared.
+    """
+    args = make_parser().parse_args(arguments)
+    try:
+        return _evaluate(args, list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for options that do not go together."""
+    restores = args.model is not None or bool(args.baselines)
+    needs_model = [name for name in args.baselines if name != "bicubic"]
+    candidates.check_baselines(args.baselines)
+    if args.border < 0 or args.repeats < 0:
+        raise UserError("--border and --repeats are 0 or more")
+    if not args.restored and not restores:
+        raise UserError(
+            "nothing to evaluate; name folders of restored images, --model, --baselines"
+        )
+    if needs_model and args.model is None:
+        raise UserError(f"baseline {needs_model[0]} runs in a model; give --model")
+    if "autoencoder" in args.baselines and args.hr is None:
+        raise UserError("baseline autoencoder codes the ground truth; give --hr")
+    if args.preset is not None and (args.hr is None or args.lr is not None):
+        raise UserError("--preset makes LR images from --hr; give --hr, and no --lr")
+    if restores and args.lr is None and args.preset is None:
+        raise UserError("no LR images to restore; give --lr, or --hr and --preset")
+    if args.preset is not None:
+        scale = preset_scale(args.preset)
+        if scale != options.picture_fields(args).get("scale", 4.0):
+            raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
+    if args.save_images and args.output is None:
+        raise UserError("--save-images keeps them in --output; give it")
+
+
+def _metrics(args: argparse.Namespace) -> list[str]:
+    """Names of the metrics, each once, all of them ready to run."""
+    if args.metrics is None:
+        return [name for name, m in OWN.items() if args.hr is not None or not m.needs_reference]
+    names = list(dict.fromkeys(args.metrics))
+    check_metrics(names)
+    for name in names:
+        if METRICS[name].needs_reference and args.hr is None:
+            raise UserError(f"{name} needs the ground truth; give --hr, or leave it out")
+    return names
+
+
+def _candidates(args: argparse.Namespace) -> list[candidates.Candidate]:
+    fields = options.picture_fields(args)
+    load = functools.cache(functools.partial(options.load, args))
+    names = dict.fromkeys(args.baselines)
+    found = [candidates.make_baseline(name, fields, load) for name in names]
+    if args.model is not None:
+        found.append(candidates.make_model(load(), fields, Path(args.model).stem))
+    return found
+
+
+def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
+    _check(args)
+    metrics = _metrics(args)
+    if args.output is not None:
+        image_io.check_folder(args.output)
+    images = ImageSet(args.lr, args.hr, preset=args.preset, seed=args.degradation_seed)
+    folders = [Folder.open(path).paired_with(images.hr) for path in args.restored]
+    found = _candidates(args)
+    problems = images.problems + [p for folder in folders for p in folder.problems]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+    total = sum(len(f.files) for f in folders) + len(found) * len(images.names)
+    results = []
+    with tqdm(total=total, unit="image", dynamic_ncols=True) as bar:
+
+        def advance(problem: str | None) -> None:
+            if problem is not None:
+                bar.write(f"error: {problem}", file=sys.stderr)
+            bar.update()
+
+        evaluation = Evaluation(
+            images=images,
+            metrics=metrics,
+            border=args.border,
+            advance=advance,
+            repeats=args.repeats,
+            save=args.output if args.save_images else None,
+        )
+        for result in itertools.chain(
+            map(evaluation.folder, folders), map(evaluation.candidate, found)
+        ):
+            results.append(result)
+            if not args.summary:
+                bar.write(report.image_table(result, metrics) + "\n")
+
+    notes = _notes(evaluation)
+    conventions = {name: convention(name, border=args.border) for name in metrics}
+    if not any(result.scores for result in results):
+        raise UserError("nothing could be measured; see the errors above")
+    print(report.mean_table(results, metrics) + "\n")
+    for name, text in conventions.items():
+        print(f"{name}: {text}")
+    for text in (*_about_costs(results), *notes):
+        print(text)
+    if args.output is not None:
+        about: dict[str, Any] = {
+            "command": arguments,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in _VERSIONS},
+            },
+            "device": str(jax.local_devices()[0].device_kind),
+            "degradation": {"preset": args.preset, "seed": args.degradation_seed},
+            "failures": problems + evaluation.failures,
+            "notes": notes,
+        }
+        paths = args.output / "evaluation.json", args.output / "evaluation.csv"
+        image_io.write_file(paths[0], report.as_json(results, conventions, about).encode())
+        image_io.write_file(paths[1], report.as_csv(results, metrics).encode())
+        print(f"written: {paths[0]}, {paths[1]}")
+    if problems or evaluation.failures:
+        count = len(problems) + len(evaluation.failures)
+        print(f"{count} could not be paired or measured; see the errors above")
+        return BAD_INPUT
+    return 0
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    notes = [
+        f"{metric}: not defined for {len(names)} images too small or flat "
+        f"({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
+        for metric, names in evaluation.gaps.items()
+    ]
+    if evaluation.mixed:
+        listed = ", ".join(sorted(evaluation.mixed))
+        notes.append(f"grey against colour, measured as three channels: {listed}")
+    return notes
+
+
+def _about_costs(results: Sequence[report.Result]) -> list[str]:
+    costs = [result.cost for result in results if result.cost is not None]
+    if not costs:
+        return []
+    device = jax.local_devices()[0]
+    where = "of the process" if device.platform == "cpu" else "of the device so far"
+    return [
+        "parameters: of the networks that run; evaluations: of the denoising network, for an image "
+        "or each of its tiles",
+        f"latency: median, compiled, of an image of {costs[0].timed} alone, on "
+        f"{device.device_kind}; memory: peak {where}, scoring and compiling included",
+    ]
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,8 @@
-"""Scoring of what was restored, image by image, and what it cost."""
+"""Scores restored images and measures what restoring them costs."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,75 +15,64 @@ from dossr_jax import image_io
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate.candidates import Candidate, Named
 from dossr_jax.evaluate.report import Cost, Result
-from dossr_jax.evaluate.scores import Undefined, score
+from dossr_jax.evaluate.scores import Undefined, score, sides
 from dossr_jax.evaluate.sets import Folder, ImageSet, is_grey
 
 
+@dataclasses.dataclass(kw_only=True)
 class Evaluation:
     """Scores of one set of images, however many ways they are restored.
 
     Attributes:
+      border: pixels at every edge that PSNR and SSIM leave out.
+      advance: called after every image, with what went wrong or None.
+      repeats: timed runs of one image for the latency; 0 measures none.
+      save: folder for the restored images, a subfolder for each way to restore; None keeps none.
       failures: images that could not be read, restored or compared, a line each.
       gaps: metric -> images for which it is not defined.
       mixed: images that are grey on one side and have colour on the other.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        metrics: Sequence[str],
-        *,
-        border: int,
-        advance: Callable[[str | None], None],
-        repeats: int,
-        save: Path | None,
-    ):
-        """Args:
-        advance: called after every image, with what went wrong or None.
-        repeats: timed runs of one image for the latency; 0 measures none.
-        save: folder for the restored images, a subfolder for each way to restore.
-        """
-        self._images, self._metrics, self._border = images, metrics, border
-        self._advance, self._repeats, self._save = advance, repeats, save
-        self.failures: list[str] = []
-        self.gaps: dict[str, set[str]] = {}
-        self.mixed: set[str] = set()
+    images: ImageSet
+    metrics: Sequence[str]
+    border: int
+    advance: Callable[[str | None], None]
+    repeats: int
+    save: Path | None
+    failures: list[str] = dataclasses.field(default_factory=list)
+    gaps: dict[str, set[str]] = dataclasses.field(default_factory=dict)
+    mixed: set[str] = dataclasses.field(default_factory=set)
 
     def folder(self, folder: Folder) -> Result:
         """Score images on the disk."""
         scores: dict[str, dict[str, float]] = {}
-        for name in folder.names:
-            path = folder.files[name]
+        for name, path in sorted(folder.files.items()):
             try:
-                image, reference = image_io.read_image(path), self._images.reference(name)
+                image, reference = image_io.read_image(path), self.images.reference(name)
                 if reference is not None and is_grey(image) != is_grey(reference):
                     self.mixed.add(name)
                 scores[name] = self._score(name, image, reference)
             except UserError as error:
-                self._fail(_naming(path, error))
+                self._fail(path, error)
             else:
-                self._advance(None)
+                self.advance(None)
         return Result(folder.path.name, str(folder.path), scores, None)
 
     def candidate(self, candidate: Candidate) -> Result:
         """Restore all images and score them."""
         scores: dict[str, dict[str, float]] = {}
         first: list[Named] = []
-
-        def read(name: str) -> np.ndarray:
-            if not candidate.of_reference:
-                return self._images.input(name)
-            reference = self._images.reference(name)
-            assert reference is not None, "the command line asks for it"
-            return reference
+        read = self.images.reference if candidate.of_reference else self.images.input
+        prefix = f"{candidate.name}: "
 
         def inputs() -> Iterator[Named]:
-            for name in self._images.names:
+            for name in self.images.names:
                 try:
                     image = read(name)
                 except UserError as error:
-                    self._fail(f"{candidate.name}: {_naming(name, error)}")
+                    self._fail(name, error, prefix)
                     continue
+                assert image is not None, "the command line asks for the ground truth"
                 first[:] = first or [(name, image)]
                 yield name, image
 
@@ -91,51 +81,47 @@ class Evaluation:
             try:
                 if isinstance(restored, UserError):
                     raise restored
-                if self._save is not None:
-                    place = self._save / candidate.name.replace("/", "_").replace(":", "-")
+                if self.save is not None:
+                    place = self.save / candidate.name.replace("/", "_").replace(":", "-")
                     image_io.write_image(place / f"{name}.png", restored)
-                scores[name] = self._score(name, restored, self._images.reference(name))
+                scores[name] = self._score(name, restored, self.images.reference(name))
             except UserError as error:
-                self._fail(f"{candidate.name}: {_naming(name, error)}")
+                self._fail(name, error, prefix)
             else:
-                self._advance(None)
+                self.advance(None)
         memory = _peak()
-        latency, size = self._time(candidate, first) if first else (None, "")
+        latency = self._time(candidate, first) if first and self.repeats else None
+        size = sides(first[0][1]) if first else ""
         cost = Cost(candidate.parameters, candidate.evaluations, latency, size, memory)
-        ordered = {name: scores[name] for name in self._images.names if name in scores}
+        ordered = {name: scores[name] for name in self.images.names if name in scores}
         return Result(candidate.name, candidate.description, ordered, cost)
 
-    def _time(self, candidate: Candidate, image: Sequence[Named]) -> tuple[float | None, str]:
+    def _time(self, candidate: Candidate, image: Sequence[Named]) -> float:
         """Median seconds for one image; a first run may compile a batch of one, uncounted."""
-        height, width = image[0][1].shape[:2]
-        if not self._repeats:
-            return None, f"{width}x{height}"
         seconds = []
-        for _ in range(self._repeats + 1):
+        for _ in range(self.repeats + 1):
             begin = time.perf_counter()
             list(candidate.restore(image))
             seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds[1:]), f"{width}x{height}"
+        return statistics.median(seconds[1:])
 
     def _score(
         self, name: str, image: np.ndarray, reference: np.ndarray | None
     ) -> dict[str, float]:
         values = {}
-        for metric in self._metrics:
+        for metric in self.metrics:
             try:
-                values |= score(image, reference, [metric], border=self._border)
+                values |= score(image, reference, [metric], border=self.border)
             except Undefined:
                 self.gaps.setdefault(metric, set()).add(name)
         return values
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, image: object, error: UserError, prefix: str = "") -> None:
+        """List an error, in a line that names its image once."""
+        named = str(error).startswith(str(image))
+        problem = prefix + (str(error) if named else f"{image}: {error}")
         self.failures.append(problem)
-        self._advance(problem)
-
-
-def _naming(name: object, error: UserError) -> str:
-    """A message that says which image it is about, once."""
-    return str(error) if str(error).startswith(str(name)) else f"{name}: {error}"
+        self.advance(problem)
 
 
 def _reset_peak() -> None:

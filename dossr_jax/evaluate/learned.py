@@ -27,7 +27,7 @@ class Model:
     """A metric of pyiqa, and the files it is built from.
 
     Attributes:
-      files: below the folder of torch.hub.
+      files: below the folder of torch.hub: $TORCH_HOME/hub, by default ~/.cache/torch/hub.
       cached: (repository, file) in the Hugging Face cache, for timm.
       least: smallest side that is measured. LPIPS and CLIP-IQA need 31 pixels; MANIQA looks at
         crops of 224, and pyiqa enlarges what has no more than that.
@@ -36,71 +36,39 @@ class Model:
     title: str
     better: Literal["higher", "lower"]
     needs_reference: bool
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     cached: tuple[tuple[str, str], ...] = ()
     least: int = 32
-
-
-def _model(
-    title: str,
-    better: Literal["higher", "lower"],
-    needs_reference: bool,
-    *files: str,
-    **options: Any,
-) -> Model:
-    return Model(title, better, needs_reference, tuple(map(Path, files)), **options)
 
 
 _VIT = (("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors"),)
 _RESNET = (("timm/resnet50.a1_in1k", "model.safetensors"),)
 # Names, files and repositories of pyiqa 0.1.16 and timm 1.0.
-MODELS: dict[str, Model] = {
-    "lpips": _model(
+MODELS = {
+    "lpips": Model(
         "LPIPS 0.1, AlexNet",
         "lower",
         True,
-        "pyiqa/LPIPS_v0.1_alex-df73285e.pth",
-        "checkpoints/alexnet-owt-7be5be79.pth",
+        ("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"),
     ),
-    "dists": _model(
+    "dists": Model(
         "DISTS",
         "lower",
         True,
-        "pyiqa/DISTS_weights-f5e65c96.pth",
-        "checkpoints/vgg16-397923af.pth",
+        ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth"),
     ),
-    "clipiqa": _model("CLIP-IQA, ResNet-50", "higher", False, "clip/RN50.pt"),
-    "musiq": _model("MUSIQ, KonIQ-10k", "higher", False, "pyiqa/musiq_koniq_ckpt-e95806b9.pth"),
-    "maniqa": _model(
-        "MANIQA, KonIQ-10k", "higher", False, "pyiqa/ckpt_koniq10k.pt", cached=_VIT, least=224
+    "clipiqa": Model("CLIP-IQA, ResNet-50", "higher", False, ("clip/RN50.pt",)),
+    "musiq": Model("MUSIQ, KonIQ-10k", "higher", False, ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+    "maniqa": Model(
+        "MANIQA, KonIQ-10k", "higher", False, ("pyiqa/ckpt_koniq10k.pt",), _VIT, least=224
     ),
-    "topiq_nr": _model(
-        "TOPIQ, KonIQ-10k",
-        "higher",
-        False,
-        "pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",
-        cached=_RESNET,
+    "topiq_nr": Model(
+        "TOPIQ, KonIQ-10k", "higher", False, ("pyiqa/cfanet_nr_koniq_res50-9a73138b.pth",), _RESNET
     ),
-    "topiq_fr": _model(
-        "TOPIQ, KADID-10k",
-        "higher",
-        True,
-        "pyiqa/cfanet_fr_kadid_res50-2c4cc61d.pth",
-        cached=_RESNET,
+    "topiq_fr": Model(
+        "TOPIQ, KADID-10k", "higher", True, ("pyiqa/cfanet_fr_kadid_res50-2c4cc61d.pth",), _RESNET
     ),
 }
-
-
-def hub_folder() -> Path:
-    """Where torch.hub keeps weights: $TORCH_HOME/hub, by default ~/.cache/torch/hub."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
-    return Path(home).expanduser() / "hub"
-
-
-def check(name: str) -> None:
-    """Raise UserError where pyiqa or a file of weights is missing, or does not build the metric."""
-    _metric(name)
 
 
 def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float:
@@ -117,11 +85,16 @@ def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float
         used.append(reference)
     tensors = [torch.from_numpy(np.moveaxis(a, -1, 0)[None].astype(np.float32) / 255) for a in used]
     with torch.no_grad():
-        return float(_metric(name)(*tensors))
+        return float(load_metric(name)(*tensors))
 
 
 @functools.cache
-def _metric(name: str) -> Callable[..., Any]:
+def load_metric(name: str) -> Callable[..., Any]:
+    """pyiqa's metric, which takes float tensors (1, 3, h, w) in [0, 1].
+
+    Raises:
+      UserError: pyiqa or a file of weights is missing, or does not build the metric.
+    """
     require_extra("iqa", "pyiqa", wanted_by=name)
     with _offline(name):
         _check_files(name)
@@ -135,7 +108,7 @@ def _metric(name: str) -> Callable[..., Any]:
 def _check_files(name: str) -> None:
     """Raise UserError that names the first file that is missing."""
     for file in MODELS[name].files:
-        path = hub_folder() / file
+        path = _hub_folder() / file
         if not path.is_file():
             raise UserError(f"{name}: {path} is missing; put the weights of that name there")
     for repository, file in MODELS[name].cached:
@@ -146,6 +119,12 @@ def _check_files(name: str) -> None:
                 f"{name}: {file} of {repository} is missing in {constants.HF_HUB_CACHE}; "
                 f"put it there by 'hf download {repository} {file}'"
             )
+
+
+def _hub_folder() -> Path:
+    from torch import hub
+
+    return Path(hub.get_dir())
 
 
 @contextlib.contextmanager
@@ -165,7 +144,7 @@ def _offline(name: str) -> Iterator[None]:
     except Exception as error:  # pyiqa and the libraries below it raise almost anything.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{name}: pyiqa cannot build it from the weights in {hub_folder()} and the Hugging "
+            f"{name}: pyiqa cannot build it from the weights in {_hub_folder()} and the Hugging "
             f"Face cache ({reason}); see docs/evaluation.md for the files it needs"
         ) from error
     finally:

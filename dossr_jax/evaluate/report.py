@@ -7,28 +7,20 @@ import dataclasses
 import io
 import json
 import math
-import os
-import secrets
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from dossr_jax.errors import UserError
-
-MEAN = "mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a way to restore takes.
+    """What it costs to restore in some way.
 
     Attributes:
-      parameters: numbers in its networks.
-      evaluations: of the denoising network, for an image or each of its tiles.
-      latency: seconds for one image, the median of several runs after one that compiled; None if
-        not measured.
-      timed: size of that image, LR, as "WxH".
+      parameters: parameter count of the networks that run.
+      evaluations: of the denoising network, per image or per tile of it.
+      latency: median seconds for one image, without compilation; None if not measured.
+      timed: size of that LR image, as "WxH".
       memory: peak in bytes; None where the system does not tell.
     """
 
@@ -48,18 +40,20 @@ class Result:
     scores: dict[str, dict[str, float]]
     cost: Cost | None
 
-    def mean(self, metric: str) -> float | None:
-        """Over the images that have the metric; None if none has."""
-        values = [scores[metric] for scores in self.scores.values() if metric in scores]
-        return statistics.fmean(values) if values else None
+    @property
+    def means(self) -> dict[str, float]:
+        """Of every metric over the images that have it."""
+        names = {metric for scores in self.scores.values() for metric in scores}
+        return {
+            name: statistics.fmean(s[name] for s in self.scores.values() if name in s)
+            for name in names
+        }
 
 
 def image_table(result: Result, metrics: Sequence[str]) -> str:
     """One line per image, the means below."""
-    rows = [
-        [name, *(_number(scores.get(m)) for m in metrics)] for name, scores in result.scores.items()
-    ]
-    rows.append([MEAN, *(_number(result.mean(m)) for m in metrics)])
+    lines = [*result.scores.items(), ("mean", result.means)]
+    rows = [[name, *(_number(scores.get(m)) for m in metrics)] for name, scores in lines]
     return f"{result.name}: {result.description}\n" + _align([["image", *metrics], *rows])
 
 
@@ -71,7 +65,8 @@ def mean_table(results: Sequence[Result], metrics: Sequence[str]) -> str:
         head += ["parameters", "evaluations", "latency s", "memory MB"]
     rows = []
     for result in results:
-        row = [result.name, str(len(result.scores)), *(_number(result.mean(m)) for m in metrics)]
+        means = result.means
+        row = [result.name, str(len(result.scores)), *(_number(means.get(m)) for m in metrics)]
         if costs and result.cost:
             memory = result.cost.memory
             row += [
@@ -97,7 +92,7 @@ def as_json(
             {
                 "name": r.name,
                 "description": r.description,
-                "mean": {m: _plain(r.mean(m)) for m in conventions},
+                "mean": {m: _plain(r.means.get(m)) for m in conventions},
                 "images": {
                     name: {m: _plain(v) for m, v in scores.items()}
                     for name, scores in r.scores.items()
@@ -113,30 +108,13 @@ def as_json(
 def as_csv(results: Sequence[Result], metrics: Sequence[str]) -> str:
     """One line per image and candidate; means are in lines of kind "mean"."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["kind", "result", "image", *metrics])
+    writer = csv.DictWriter(file, ["kind", "result", "image", *metrics], lineterminator="\n")
+    writer.writeheader()
     for r in results:
         for name, scores in r.scores.items():
-            writer.writerow(["image", r.name, name, *(scores.get(m, "") for m in metrics)])
-        means = (r.mean(m) for m in metrics)
-        writer.writerow([MEAN, r.name, "", *("" if m is None else m for m in means)])
+            writer.writerow({"kind": "image", "result": r.name, "image": name, **scores})
+        writer.writerow({"kind": "mean", "result": r.name, **r.means})
     return file.getvalue()
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; UserError for what the disk refuses."""
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write ({error.strerror or error}); choose a folder you can write to"
-        ) from error
 
 
 def _plain(value: float | None) -> float | str | None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from dossr_jax import metrics
-from dossr_jax.errors import UserError
-from dossr_jax.evaluate import learned, libraries
+from dossr_jax.errors import UserError, require_extra
+from dossr_jax.evaluate import learned
 from dossr_jax.evaluate.niqe import BLOCK, niqe
 from dossr_jax.evaluate.tiles import mean_ssim
 
@@ -23,7 +26,6 @@ class Undefined(UserError):
     """A metric has no value for an image, for what the image is: too small, or flat."""
 
 
-Direction = Literal["higher", "lower"]
 # Pixels at every edge that PSNR and SSIM leave out: the scale, as in the literature of x4.
 BORDER = 4
 
@@ -43,12 +45,12 @@ class Metric:
     """
 
     convention: str
-    better: Direction
+    better: Literal["higher", "lower"]
     needs_reference: bool
     measure: Callable[..., float]
     cropped: bool = False
     least: int = 1
-    check: Callable[[], None] = lambda: None
+    check: Callable[[], object] = lambda: None
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -59,47 +61,56 @@ def luma(image: np.ndarray) -> np.ndarray:
     return image / 255 @ np.array(metrics.LUMA) + metrics.LUMA_OFFSET
 
 
-def _psnr(error: np.ndarray) -> float:
-    """PSNR in dB of errors of range 255; inf where there are none."""
-    mean = float(np.mean(np.square(error)))
+def _of_luma(measure: Callable[..., float]) -> Callable[..., float]:
+    return lambda *images: measure(*(luma(image)[..., None] for image in images))
+
+
+def _psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR in dB of images of range 255; inf for equal ones."""
+    mean = float(np.mean(np.square(np.subtract(image, reference, dtype=np.float64))))
     return 10 * float(np.log10(255**2 / mean)) if mean else float("inf")
 
 
-def _psnr_rgb(image: np.ndarray, reference: np.ndarray) -> float:
-    return _psnr(image.astype(np.float64) - reference)
-
-
-def _psnr_y(image: np.ndarray, reference: np.ndarray) -> float:
-    return _psnr(luma(image) - luma(reference))
-
-
-def _ssim_rgb(image: np.ndarray, reference: np.ndarray) -> float:
-    return mean_ssim(image, reference, data_range=255.0)
-
-
-def _ssim_y(image: np.ndarray, reference: np.ndarray) -> float:
-    return mean_ssim(luma(image)[..., None], luma(reference)[..., None], data_range=255.0)
-
-
 def _niqe(image: np.ndarray, reference: np.ndarray | None) -> float:
-    del reference
     value = niqe(luma(image))
     if np.isnan(value):
         raise Undefined("niqe of a flat image is not defined")
     return value
 
 
+def _ssimulacra2(image: np.ndarray, reference: np.ndarray) -> float:
+    from ssimulacra2 import compute_ssimulacra2
+
+    # The library reads nothing but files.
+    files = io.BytesIO(), io.BytesIO()
+    for file, content in zip(files, (reference, image), strict=True):
+        Image.fromarray(content).save(file, "BMP")
+    return float(compute_ssimulacra2(*files))
+
+
+def _flip(image: np.ndarray, reference: np.ndarray) -> float:
+    import flip_evaluator
+
+    truth, other = (a.astype(np.float32) / 255 for a in (reference, image))
+    _, mean, _ = flip_evaluator.evaluate(
+        truth, other, "LDR", applyMagma=False, computeMeanError=True
+    )
+    return float(mean)
+
+
 _Y = "Y = 65.481 R + 128.553 G + 24.966 B + 16 on [0, 1], float, not rounded"
 _SSIM = "Gaussian window 11x11, deviation 1.5, where it fits; K1 0.01, K2 0.03; range 255"
 
 OWN: dict[str, Metric] = {
-    "psnr_y": Metric(f"dB, range 255; {_Y}", "higher", True, _psnr_y, True),
+    "psnr_y": Metric(f"dB, range 255; {_Y}", "higher", True, _of_luma(_psnr), True),
     "psnr_rgb": Metric(
-        "dB, range 255; one mean over the three channels", "higher", True, _psnr_rgb, True
+        "dB, range 255; one mean over the three channels", "higher", True, _psnr, True
     ),
-    "ssim_y": Metric(f"{_SSIM}; Y as PSNR", "higher", True, _ssim_y, True, metrics.WINDOW),
+    "ssim_y": Metric(
+        f"{_SSIM}; Y as PSNR", "higher", True, _of_luma(mean_ssim), True, metrics.WINDOW
+    ),
     "ssim_rgb": Metric(
-        f"{_SSIM}; mean over the three channels", "higher", True, _ssim_rgb, True, metrics.WINDOW
+        f"{_SSIM}; mean over the three channels", "higher", True, mean_ssim, True, metrics.WINDOW
     ),
     "niqe": Metric(
         "LIVE's parameters, blocks of 96x96; Y as PSNR, rounded; half size by MATLAB's bicubic",
@@ -116,26 +127,26 @@ METRICS: dict[str, Metric] = (
             "SSIMULACRA 2 by the library ssimulacra2, in NumPy; up to 100",
             "higher",
             True,
-            libraries.ssimulacra2,
+            _ssimulacra2,
             least=8,
-            check=libraries.check_ssimulacra2,
+            check=functools.partial(require_extra, "perceptual", "ssimulacra2"),
         ),
         "flip": Metric(
             "mean LDR-FLIP by NVIDIA's flip-evaluator, 67 pixels per degree; 0 to 1",
             "lower",
             True,
-            libraries.flip,
-            check=libraries.check_flip,
+            _flip,
+            check=functools.partial(require_extra, "perceptual", "flip_evaluator"),
         ),
     }
     | {
         name: Metric(
-            f"{model.title}, weights {model.files[0].name}, by pyiqa",
+            f"{model.title}, weights {Path(model.files[0]).name}, by pyiqa",
             model.better,
             model.needs_reference,
             functools.partial(learned.measure, name),
             least=model.least,
-            check=functools.partial(learned.check, name),
+            check=functools.partial(learned.load_metric, name),
         )
         for name, model in learned.MODELS.items()
     }
@@ -181,7 +192,7 @@ def score(
     check_metrics(names)
     if reference is not None and image.shape != reference.shape:
         raise UserError(
-            f"{_sides(image)} pixels against {_sides(reference)} of the reference; "
+            f"{sides(image)} pixels against {sides(reference)} of the reference; "
             "compare images of one size"
         )
     values = {}
@@ -192,7 +203,7 @@ def score(
         edge = border if metric.cropped else 0
         if min(image.shape[:2]) - 2 * edge < metric.least:
             raise Undefined(
-                f"{_sides(image)} pixels are too few for {name}: it needs {metric.least} per side"
+                f"{sides(image)} pixels are too few for {name}: it needs {metric.least} per side"
                 + (f" inside a border of {edge}" if edge else "")
             )
         values[name] = metric.measure(
@@ -206,5 +217,6 @@ def _inside(image: np.ndarray, border: int) -> np.ndarray:
     return image[border : height - border, border : width - border]
 
 
-def _sides(image: np.ndarray) -> str:
+def sides(image: np.ndarray) -> str:
+    """Width and height of an image (h, w, ...) as text."""
     return f"{image.shape[1]}x{image.shape[0]}"

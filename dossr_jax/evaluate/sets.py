@@ -1,25 +1,92 @@
-"""The images of an evaluation: LR and ground truth by name, read when they are needed."""
+"""The images of an evaluation: paired by name, LR images made from HR ones where wanted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from dossr_jax import image_io
+from dossr_jax.data.degradation import degrade, make_table
 from dossr_jax.errors import UserError
-from dossr_jax.evaluate import pairing
-from dossr_jax.evaluate.lowres import crop_to_multiple, make_lr, preset_scale
+
+_SHOWN = 5  # names in a message
+
+_degrade = jax.jit(degrade, static_argnames="scale")
+_table = functools.cache(lambda preset: make_table([preset]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Images in a folder and its subfolders.
+
+    Attributes:
+      files: by name, the path below the folder without suffix.
+      problems: what was left out: files that share a name, files without a partner.
+    """
+
+    path: Path
+    files: Mapping[str, Path]
+    problems: list[str]
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """Find the images of a folder.
+
+        Raises:
+          UserError: no such folder, or no images in it.
+        """
+        if path.is_file():
+            raise UserError(f"{path}: a file; give the folder that it is in")
+        found: dict[str, list[Path]] = {}
+        for image in image_io.find_images([path]):
+            found.setdefault(image.relative.with_suffix("").as_posix(), []).append(image.path)
+        problems = [
+            f"{' and '.join(map(str, paths))}: one name for several images; keep one of them"
+            for paths in found.values()
+            if len(paths) > 1
+        ]
+        files = {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        return cls(path, files, problems)
+
+    def paired_with(self, other: Folder | None) -> Folder:
+        """Only the files that have a partner in `other`, if there is another.
+
+        Raises:
+          UserError: the folders have no name in common.
+        """
+        if other is None:
+            return self
+        names = sorted(self.files.keys() & other.files.keys())
+        if not names:
+            raise UserError(
+                f"{self.path} and {other.path}: no names in common ({_listed(self.files)}; "
+                f"{_listed(other.files)}); files pair by their name without suffix"
+            )
+        problems = list(self.problems)
+        for has, lacks in ((self, other), (other, self)):
+            if odd := sorted(has.files.keys() - lacks.files.keys()):
+                problems.append(f"{has.path}: without a partner in {lacks.path}: {_listed(odd)}")
+        return Folder(self.path, {name: self.files[name] for name in names}, problems)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 class ImageSet:
     """LR images, from files or made from the ground truth, and the ground truth.
 
     Attributes:
+      hr: folder of the ground truth, None without one.
       names: images that have an LR side.
-      references: files of the ground truth by name; empty without one.
       problems: files that could not be paired.
     """
 
@@ -37,68 +104,74 @@ class ImageSet:
         """
         self._preset, self._seed = preset, seed
         self._crop = 1 if preset is None else preset_scale(preset)
-        self._lr: Mapping[str, Path] = {}
-        self.references: Mapping[str, Path] = {}
-        self.problems: list[str] = []
-        self.hr_folder = hr
-        if hr is not None:
-            self.references, problems = pairing.images_in(hr)
-            self.problems += problems
-        self.names = sorted(self.references) if preset else []
+        self.hr = None if hr is None else Folder.open(hr)
+        self.problems = [] if self.hr is None else list(self.hr.problems)
+        inputs = self.hr if preset is not None else None
         if lr is not None:
-            self._lr, problems = pairing.images_in(lr)
-            self.problems += problems
-            self.names = sorted(self._lr)
-            if hr is not None:
-                self.names, problems = pairing.common(self._lr, self.references, (lr, hr))
-                self.problems += problems
+            inputs = Folder.open(lr).paired_with(self.hr)
+            self.problems += inputs.problems
+        self._inputs = {} if inputs is None else inputs.files
+        self.names = sorted(self._inputs)
         # LR images are a sixteenth of the data and may be costly to make: they are kept.
         self._made: dict[str, np.ndarray] = {}
 
     def input(self, name: str) -> np.ndarray:
         """LR image uint8 (h, w, 3); UserError where it cannot be read."""
         if self._preset is None:
-            return image_io.read_image(self._lr[name])
+            return image_io.read_image(self._inputs[name])
         if name not in self._made:
             hr = self.reference(name)
             assert hr is not None, "a preset degrades what is there"
             if 0 in hr.shape:
-                raise UserError(f"{self.references[name]}: too small to be reduced; remove it")
+                raise UserError(f"{self._inputs[name]}: too small to be reduced; remove it")
             self._made[name] = make_lr(hr, preset=self._preset, seed=self._seed, name=name)
         return self._made[name]
 
     def reference(self, name: str) -> np.ndarray | None:
         """Ground truth uint8 (h, w, 3), None if there is none; UserError if unreadable."""
-        if name not in self.references:
+        if self.hr is None:
             return None
-        return crop_to_multiple(image_io.read_image(self.references[name]), self._crop)
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """Restored images on the disk, as one row of the report."""
-
-    path: Path
-    files: Mapping[str, Path]
-    names: list[str]
-    problems: list[str]
-
-    @classmethod
-    def open(cls, path: Path, images: ImageSet) -> Folder:
-        """Pair the files of a folder with the ground truth, if there is one.
-
-        Raises:
-          UserError: the folder is missing or empty, or no name meets.
-        """
-        files, problems = pairing.images_in(path)
-        names = sorted(files)
-        if images.hr_folder is not None:
-            folders = (path, images.hr_folder)
-            names, odd = pairing.common(files, images.references, folders)
-            problems = problems + odd
-        return cls(path, files, names, problems)
+        return crop_to_multiple(image_io.read_image(self.hr.files[name]), self._crop)
 
 
 def is_grey(image: np.ndarray) -> bool:
     """Whether the three channels of an image are equal."""
     return bool((image == image[..., :1]).all())
+
+
+def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
+    """The top left part of an image (h, w, c) whose sides are multiples of `scale`."""
+    height, width = (side - side % scale for side in image.shape[:2])
+    return image[:height, :width]
+
+
+def preset_scale(preset: str) -> int:
+    """HR side by LR side of a preset; UserError for an unknown one."""
+    return _table(preset).outline.scale
+
+
+def make_lr(hr: np.ndarray, *, preset: str, seed: int, name: str) -> np.ndarray:
+    """Degrade an HR image.
+
+    The result depends on the image, the preset, the seed and the name alone: not on other images,
+    their order or their number. Processors and accelerators run different programs, which may
+    differ by a level. A program is compiled for every size, up to a minute for the long chains.
+
+    Args:
+      hr: uint8 (h, w, 3), sides multiples of the preset's scale (:func:`crop_to_multiple`).
+      preset: of `dossr_jax.data.degradation.PRESETS`.
+      seed: 0 to 2^32 - 1.
+      name: what tells images of a set apart: the file's stem.
+
+    Returns:
+      uint8 (h/scale, w/scale, 3).
+
+    Raises:
+      UserError: an unknown preset.
+    """
+    table = _table(preset)
+    # Not Python's hash, which differs from process to process.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    x = hr[None].astype(np.float32) / 255
+    lr = np.asarray(_degrade(key[None], x, table, scale=table.outline.scale))[0]
+    return np.rint(255 * lr).astype(np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -30,8 +29,8 @@ def on_host() -> Iterator[None]:
         yield
 
 
-def mean_ssim(image: np.ndarray, reference: np.ndarray, *, data_range: float) -> float:
-    """Mean structural similarity of two images (h, w, c) of 11x11 or more, in float64.
+def mean_ssim(image: np.ndarray, reference: np.ndarray) -> float:
+    """Mean structural similarity of two images (h, w, c) of 11x11 or more and range 255, float64.
 
     Equal to :func:`dossr_jax.metrics.ssim`; only the order of summation differs.
     """
@@ -45,7 +44,7 @@ def mean_ssim(image: np.ndarray, reference: np.ndarray, *, data_range: float) ->
             part, corners = corners[:count], corners[count:]
             pair = [np.stack([_cut(a, *corner) for corner in part]) for a in (image, reference)]
             left = places - np.array(part, np.int32)
-            total += float(_sum(*pair, left, data_range=data_range))
+            total += float(_sum(*pair, left))
     return total / (int(places.prod()) * channels)
 
 
@@ -56,10 +55,10 @@ def _cut(image: np.ndarray, top: int, left: int) -> np.ndarray:
     return np.pad(part, ((0, side - part.shape[0]), (0, side - part.shape[1]), (0, 0)))
 
 
-@functools.partial(jax.jit, static_argnames="data_range")
-def _sum(image: Array, reference: Array, left: Array, *, data_range: float) -> Array:
+@jax.jit
+def _sum(image: Array, reference: Array, left: Array) -> Array:
     """Sum of SSIM over the first `left` (b, 2) rows and columns of places in every tile."""
-    similarity = metrics.ssim_map(image, reference, data_range=data_range)
+    similarity = metrics.ssim_map(image, reference, data_range=255.0)
     at = jnp.arange(_TILE, dtype=left.dtype)[None]
     rows, columns = (at < left[:, axis, None] for axis in (0, 1))
     inside = rows[:, :, None, None] & columns[:, None, :, None]
