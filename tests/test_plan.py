@@ -1,6 +1,7 @@
 """Plans are of the programs that run, and their accounts add up."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers.crashing import CrashingJob
+from helpers.crashing import make_program
 from helpers.models import TINY, tiny_model
 from helpers.small import make_batch, make_config
 
@@ -28,9 +29,8 @@ from dossr_jax.plan import (
     train_program,
 )
 from dossr_jax.plan.__main__ import main
-from dossr_jax.plan.report import Report, remedy
-from dossr_jax.plan.search import Found, largest_batch
-from dossr_jax.plan.trials import plan_apart, plan_here
+from dossr_jax.plan.report import Report
+from dossr_jax.plan.search import largest_fit, plan_apart, try_batches
 from dossr_jax.training import state as run_state
 
 # What is asserted of compiled programs are arguments, counts and sums, not how fast they are.
@@ -116,9 +116,9 @@ def test_search_ends_at_the_largest_batch_that_fits(first, capacity):
         return make_report(batch, memory <= capacity, memory, usable=capacity)
 
     fitting = [b for b in range(4, 100, 4) if compiled(b).fits]
-    found = largest_batch(compiled, compiled(first), 4)
-    assert found.largest == max(fitting, default=0)
-    assert len(found.tried) <= 6
+    tried = try_batches(compiled, compiled(first), 4)
+    assert largest_fit(tried) == max(fitting, default=0)
+    assert len(tried) <= 6
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,18 @@ def test_search_goes_around_batches_at_which_the_compiler_crashes(first, crashes
             return make_report(batch, False, None, usable=16.0, crashed=True)
         return make_report(batch, 2 + batch / 2 <= 16, 2 + batch / 2, usable=16.0)
 
-    found = largest_batch(compiled, compiled(first), 4)
-    assert found.largest == (24 if 28 in crashes else 28) and len(found.tried) <= 6
-    assert max(n for n, r in found.tried.items() if r.fits) == found.largest
+    tried = try_batches(compiled, compiled(first), 4)
+    assert largest_fit(tried) == (24 if 28 in crashes else 28) and len(tried) <= 6
 
 
 def test_a_compiler_that_crashes_takes_only_its_own_process_along():
-    job, target = CrashingJob(crashes=(2,)), open_slice("cpu")
+    job, target = functools.partial(make_program, crashes=(2,)), open_slice("cpu")
     report = plan_apart(job, target, 2, quick=True)
     assert report.crashed and not report.fits and report.samples == 2
     described = text.describe(report, {"what": "train", "config": "x", "size": 8})
     assert "the compiler crashed" in described and "NOT KNOWN" in described
-    assert "2 (2 a device): ?, refused" in text.describe_search(Found(0, {2: report}))
-    here, apart = (way(job, target, 3, quick=True) for way in (plan_here, plan_apart))
+    assert "2 (2 per device): ?, refused" in text.describe_search({2: report})
+    here, apart = plan(job(target.devices, 3), target), plan_apart(job, target, 3, quick=True)
     assert apart.fits and not apart.crashed
     assert dataclasses.replace(apart, seconds={}) == dataclasses.replace(here, seconds={})
 
@@ -150,16 +149,16 @@ def test_a_compiler_that_crashes_takes_only_its_own_process_along():
 def test_remedies_name_what_can_still_be_changed():
     state = {"parameters": 1e9}
     report = make_report(16, False, arguments=state)
-    text = remedy(report, {"remat": "dots", "fsdp": 2})
-    assert "parallel.remat=full" in text and "--batch 8" in text and "parallel.fsdp=4" in text
+    ways = text.remedy(report, {"remat": "dots", "fsdp": 2})
+    assert "parallel.remat=full" in ways and "--batch 8" in ways and "parallel.fsdp=4" in ways
     report = make_report(4, False, arguments=state)
-    assert "--batch" not in remedy(report, {"remat": "full", "fsdp": 4})
+    assert "--batch" not in text.remedy(report, {"remat": "full", "fsdp": 4})
 
 
 def test_the_training_step_planned_is_the_one_that_runs():
     """Its arguments have the shapes, dtypes and places of a real run's, and are counted so."""
     config = make_config("prior")
-    program = train_program(config, jax.devices("cpu"))
+    program = train_program(config, jax.devices("cpu"), config.data.batch)
     mesh = parallel.make_mesh(1)
     state = run_state.start_run(config, None, mesh, lambda: make_batch()["hr"]).state
     real = {
@@ -196,7 +195,7 @@ def test_the_restoring_program_planned_is_the_one_that_runs(monkeypatch):
         pictures = [np.zeros((128, 128, 3), np.uint8)] * 2
         pipeline.Upscaler(tiny_model()).restore(pictures, batch_size=2)
     monkeypatch.setattr(programs, "restore", SimpleNamespace(trace=record))
-    planned = restore_program(TINY, jax.local_devices(), images=2, size=512, dtype="float32")
+    planned = restore_program(TINY, jax.local_devices(), 2, size=512, dtype="float32")
     with pytest.raises(Called):
         planned.trace()
     real, ours = calls

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -24,10 +25,9 @@ from dossr_jax.errors import UserError
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
 from dossr_jax.plan.chips import Slice, open_slice
-from dossr_jax.plan.programs import sample_flops
-from dossr_jax.plan.report import Report, remedy, versions
-from dossr_jax.plan.search import largest_batch
-from dossr_jax.plan.trials import Job, RestoreJob, TrainJob, plan_apart, plan_here
+from dossr_jax.plan.programs import restore_program, sample_flops, train_program
+from dossr_jax.plan.report import Report, plan, versions
+from dossr_jax.plan.search import Job, largest_fit, plan_apart, try_batches
 from dossr_jax.training.experiments import load_config
 
 
@@ -64,18 +64,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_config(args: argparse.Namespace) -> TrainConfig:
-    """The named configuration with the command line's changes.
-
-    Raises:
-      UserError: no such configuration, or an impossible change.
-    """
-    changes = list(args.set)
-    changes += [f"data.crop={args.size}"] if args.size is not None else []
-    changes += [f"data.batch={args.batch}"] if args.batch is not None else []
-    return load_config(args.config, changes)
-
-
 def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
     """Report of the training step, as printed and as written."""
     settings = {
@@ -86,7 +74,8 @@ def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> 
         **dataclasses.asdict(config.parallel),
     }
     unit = len(target.devices) * config.optimizer.microbatches
-    record = _run(args, settings, TrainJob(config), target, config.data.batch, unit)
+    job = functools.partial(train_program, config)
+    record = _run(args, settings, job, target, config.data.batch, unit)
     needed = sample_flops(config)
     record["flops_needed_per_sample"] = needed
     print(f"  operations that a sample needs, nothing recomputed: {text.tera(needed)}")
@@ -96,15 +85,14 @@ def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> 
 def plan_restore(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
     """Report of the restoring program, as printed and as written."""
     size = DEFAULT_TILE if args.size is None else args.size
-    dtype = config.parallel.dtype
     settings = {
         "what": "restore",
         "config": args.config,
         "size": size,
-        "dtype": dtype,
+        "dtype": config.parallel.dtype,
         "steps": config.model.sampler.steps,
     }
-    job = RestoreJob(config.model, size, dtype)
+    job = functools.partial(restore_program, config.model, size=size, dtype=config.parallel.dtype)
     devices = len(target.devices)
     return _run(args, settings, job, target, args.batch or devices, devices)
 
@@ -118,24 +106,25 @@ def _run(
     unit: int,
 ) -> dict[str, Any]:
     """Plan at a batch and, if wanted, look for the largest; print as it goes."""
-    # A search meets batches at which a compiler crashes; a single plan may crash with it.
-    attempt = plan_apart if args.search else plan_here
 
-    def compiled(samples: int) -> Report:
-        return attempt(job, target, samples, quick=not args.full_effort)
+    def plan_batch(samples: int) -> Report:
+        # A search meets batches at which a compiler crashes; a single plan may crash with it.
+        if args.search:
+            return plan_apart(job, target, samples, quick=not args.full_effort)
+        return plan(job(target.devices, samples), target, quick=not args.full_effort)
 
-    report = compiled(batch)
+    report = plan_batch(batch)
     print(text.describe(report, settings), flush=True)
     if not report.fits:
-        print(f"  try {remedy(report, settings)}", flush=True)
+        print(f"  try {text.remedy(report, settings)}", flush=True)
     record = settings | report.to_dict()
     if args.search:
-        found = largest_batch(compiled, report, unit)
+        tried = try_batches(plan_batch, report, unit)
         record["search"] = {
-            "largest": found.largest,
-            "tried": {n: dataclasses.asdict(r) for n, r in found.tried.items()},
+            "largest": largest_fit(tried),
+            "tried": {n: dataclasses.asdict(r) for n, r in tried.items()},
         }
-        print(text.describe_search(found), flush=True)
+        print(text.describe_search(tried), flush=True)
     return record
 
 
@@ -144,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # what is planned for is not looked for here
     try:
-        config = make_config(args)
+        changes = list(args.set)
+        changes += [f"data.crop={args.size}"] if args.size is not None else []
+        changes += [f"data.batch={args.batch}"] if args.batch is not None else []
+        config = load_config(args.config, changes)
         target = open_slice(args.topology)
         parts = {"train": plan_train, "restore": plan_restore}
         wanted = parts if args.what == "both" else [args.what]

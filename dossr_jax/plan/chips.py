@@ -1,8 +1,8 @@
 """Accelerators to plan for: what a chip offers, and slices of them without the hardware.
 
-Figures are those of Google's pages docs.cloud.google.com/tpu/docs/{v5e,v6e,v5p}. Of an HBM XLA
-keeps a part for itself; `usable` is the capacity that its compiler (libtpu 0.0.42) grants a
-program and names when one is too large.
+Figures are those of Google's pages docs.cloud.google.com/tpu/docs/{v5e,v6e,v5p}. XLA keeps a part
+of the HBM for itself; `usable` is what its compiler (libtpu 0.0.42) grants a program and names when
+one is too large.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Chip:
     """One device.
 
     Attributes:
-      hbm, usable: bytes of its memory, and of them those that a program may take.
+      hbm, usable: bytes of memory, and how many of them a program may take.
       flops: peak bfloat16 operations per second; None where unknown, as for a CPU.
       bandwidth: of its memory, bytes per second.
       interconnect: between chips, bytes per second that one chip sends over all its links.
@@ -36,7 +36,6 @@ class Chip:
     flops: float | None = None
     bandwidth: float | None = None
     interconnect: float | None = None
-    source: str
 
 
 def _tpu(
@@ -50,7 +49,6 @@ def _tpu(
         flops=tflops * 1e12,
         bandwidth=gbps * 1e9,
         interconnect=ici_gbps / 2 * 1e9,
-        source=f"docs.cloud.google.com/tpu/docs/{name}",
     )
 
 
@@ -82,7 +80,7 @@ def open_slice(topology: str) -> Slice:
     if topology == "cpu":
         devices = jax.devices("cpu")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-        chip = Chip(name="cpu", hbm=memory, usable=memory, source="this host, shared out evenly")
+        chip = Chip(name="cpu", hbm=memory, usable=memory)
         return Slice(topology, chip, "cpu", tuple(devices))
     generation = topology.partition(":")[0]
     if not re.fullmatch(r"\w+:\d+(x\d+)+", topology) or generation not in CHIPS:

@@ -60,11 +60,6 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
     return found
 
 
-def out_of_memory(message: str) -> bool:
-    """Whether the compiler's error says that the program is too large."""
-    return "RESOURCE_EXHAUSTED" in message
-
-
 def memory_wanted(message: str) -> float | None:
     """Bytes that a refused program wants, as far as the compiler says."""
     match = _USED.search(message) or _REQUIRED.search(message)

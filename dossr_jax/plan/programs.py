@@ -35,10 +35,11 @@ class Program:
 
     Attributes:
       trace: traces it for jit; nothing is allocated.
-      arguments: what it is called with, by what it is.
-      samples: images that one run of it works on, over all devices.
+      arguments: shapes, dtypes and shardings of its arguments, by what they are.
+      samples: images per run, over all devices.
       repeats: how often the body of its loop runs; XLA's counts take it once.
-      body: traces that body for the samples of one device; None where there is no loop.
+      body: traces that body for the samples of one device; None where XLA's counts of the whole
+        program are multiplied instead.
     """
 
     trace: Callable[[], Any]
@@ -48,19 +49,20 @@ class Program:
     body: Callable[[], Any] | None = None
 
 
-def train_program(config: TrainConfig, devices: Sequence[Any]) -> Program:
-    """The training step of a configuration on these devices.
+def train_program(config: TrainConfig, devices: Sequence[Any], batch_size: int) -> Program:
+    """The training step of a configuration, with this batch size, on these devices.
 
     Raises:
       UserError: batch or fsdp do not divide among the devices.
     """
+    data = dataclasses.replace(config.data, batch=batch_size)
+    config = dataclasses.replace(config, data=data)
     mesh = parallel.make_mesh(config.parallel.fsdp, devices)
-    batch_size, crop = config.data.batch, config.data.crop
     parallel.check_batch(batch_size, config.optimizer.microbatches, mesh)
     run = abstract_run(config, mesh)
-    split = parallel.batch_sharding(mesh)
+    split, crops = parallel.batch_sharding(mesh), (batch_size, data.crop, data.crop, 3)
     batch = {
-        "hr": jax.ShapeDtypeStruct((batch_size, crop, crop, 3), jnp.uint8, sharding=split),
+        "hr": jax.ShapeDtypeStruct(crops, jnp.uint8, sharding=split),
         "id": jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=split),
     }
     step, state = make_train_step(config, run.graphdef, mesh), run.state
@@ -79,43 +81,33 @@ def train_program(config: TrainConfig, devices: Sequence[Any]) -> Program:
 
 
 def sample_flops(config: TrainConfig) -> float:
-    """Operations that training on one sample needs, as written: nothing recomputed, all attention.
+    """Operations that training on one sample needs, as written: nothing is recomputed.
 
-    Counted of the lowered step itself, for a TPU, whose attention hides in no library's kernel.
+    Counted on the step lowered for a TPU, where no library's kernel hides those of attention.
     """
     alone = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch=1),
         optimizer=dataclasses.replace(config.optimizer, microbatches=1),
         parallel=dataclasses.replace(config.parallel, fsdp=1, remat="none"),
     )
-    return count_flops(train_program(alone, jax.devices("cpu")[:1]).trace(), "tpu")
+    return count_flops(train_program(alone, jax.devices("cpu")[:1], 1).trace(), "tpu")
 
 
 def count_flops(traced: Any, platform: str) -> float:
     """Operations of a traced function as written for a platform, before XLA's optimisations."""
     lowered = traced.lower(lowering_platforms=(platform,))
-    return costs(lowered.cost_analysis())[0] or 0.0
-
-
-def costs(analysis: Any) -> tuple[float | None, float | None]:
-    """(operations, bytes accessed) of XLA's cost analysis: a dict, in some versions in a list."""
-    if isinstance(analysis, list | tuple):
-        analysis = analysis[0] if analysis else None
-    if not analysis:
-        return None, None
-    return analysis.get("flops"), analysis.get("bytes accessed")
+    return (lowered.cost_analysis() or {}).get("flops", 0.0)
 
 
 def restore_program(
-    model: DoSSRConfig, devices: Sequence[Any], *, images: int, size: int, dtype: str
+    model: DoSSRConfig, devices: Sequence[Any], images: int, *, size: int, dtype: str
 ) -> Program:
     """Restoring `images` images to `size` x `size` pixels, shared by these devices.
 
     Weights are whole on every device, as dossr_jax.pipeline lays them out.
 
     Raises:
-      UserError: the images do not divide among the devices, or are worked on in tiles.
+      UserError: the images do not divide among the devices, or need tiles.
     """
     unit, align = model.vae.downscale, model.unet.downscale
     if not 0 < size <= DEFAULT_TILE or size % (unit * align):
@@ -128,47 +120,38 @@ def restore_program(
             f"{images} images do not divide among {len(devices)} devices; choose a multiple"
         )
     mesh = Mesh(np.array(devices), ("data",))
-    split, everywhere = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ()))
     abstract = weights.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
     graphdef, state = nnx.split(abstract)
-    sampler = model.sampler
-    table = make_table(make_schedule(model.process), sampler)
-    table = cast(pad_table(table, MAX_STEPS), np.float32)
-    side = size // UPSCALE
-    keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((images,), jnp.uint32))
+    table = pad_table(make_table(make_schedule(model.process), model.sampler), MAX_STEPS)
     controls = Controls(
         context=abstract.context.get_value(),
         negative_context=abstract.negative_context.get_value(),
         **dict.fromkeys(("cfg_scale", "strength", "fidelity", "detail"), np.float32(0)),
     )
-    layout = Layout(tile_batch=images, color_fix=sampler.color_fix)
-    batch = {
-        "lr": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
-        "size": jax.ShapeDtypeStruct((images, 2), jnp.int32),
-        "keys": keys,
-    }
-    state, batch = _placed(state, everywhere), _placed(batch, split)
-    tiles, count, table, controls = _placed(
-        (np.zeros((0, 3), np.int32), np.int32(0), table, controls), everywhere
+    settings = np.zeros((0, 3), np.int32), np.int32(0), cast(table, np.float32), controls
+    state, settings = _placed((state, settings), parallel.replicated(mesh))
+    side = size // UPSCALE
+    batch = (
+        jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((images, 2), jnp.int32),
+        KeyNoise(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))),
     )
-    each = images // len(devices)
+    batch = _placed(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+    def trace() -> Any:
+        layout = Layout(tile_batch=images, color_fix=model.sampler.color_fix)
+        lr, sizes, noise = batch
+        tiles, count, table, controls = settings
+        return restore.trace(
+            graphdef, layout, state, lr, sizes, tiles, count, noise, table, controls
+        )
+
     return Program(
-        trace=lambda: restore.trace(
-            graphdef,
-            layout,
-            state,
-            batch["lr"],
-            batch["size"],
-            tiles,
-            count,
-            KeyNoise(batch["keys"]),
-            table,
-            controls,
-        ),
-        arguments={"frozen": state, "batch": batch, "settings": (tiles, count, table, controls)},
+        trace=trace,
+        arguments={"frozen": state, "batch": batch, "settings": settings},
         samples=images,
-        repeats=sampler.steps,
-        body=lambda: _trace_evaluation(abstract, each, size // unit),
+        repeats=model.sampler.steps,
+        body=lambda: _trace_evaluation(abstract, images // len(devices), size // unit),
     )
 
 

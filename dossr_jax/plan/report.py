@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import time
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import jax
 
 from dossr_jax.plan import hlo
-from dossr_jax.plan.chips import GIB, Slice
-from dossr_jax.plan.programs import Program, costs, count_flops
+from dossr_jax.plan.chips import Slice
+from dossr_jax.plan.programs import Program, count_flops
 
 # XLA searches tilings for every convolution, which takes nine tenths of the time to compile and
 # changes neither what is computed nor, but for a few percent, the memory.
@@ -26,15 +27,17 @@ class Report:
     """What was found; sizes in bytes, times in seconds, all of one device and one run.
 
     Attributes:
-      arguments: by what they are. temporaries: activations and whatever else lives within a run.
-      memory: all that is taken at once, None where XLA's refusal did not say.
+      arguments: bytes by what they are. temporaries: activations and all else that lives within
+        a run.
+      memory: all that is allocated, None where XLA's refusal did not say.
       peak: XLA's own figure of the most that is in use at a time.
-      flops: operations of the compiled program; those of recomputed parts count again.
+      flops: operations of the compiled program; recomputed ones count again.
       traffic: bytes that operations read and write, by XLA's count, which takes the body of the
         solver's loop once.
+      bounds: least time of a run by what limits it.
       seconds: of tracing, lowering and compiling.
-      refusal: why there is no program. crashed: for the compiler's own sake, which says nothing
-        about larger and smaller ones.
+      refusal: why there is no program. crashed: the compiler itself failed, which says nothing
+        about larger and smaller programs.
     """
 
     topology: str
@@ -43,7 +46,7 @@ class Report:
     samples: int
     hbm: float
     usable: float
-    fits: bool
+    fits: bool = False
     arguments: Mapping[str, float]
     temporaries: float | None = None
     new_outputs: float | None = None
@@ -55,17 +58,17 @@ class Report:
     collectives: Mapping[str, hlo.Collective] = dataclasses.field(default_factory=dict)
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     effort: str
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
     crashed: bool = False
 
     @property
     def bound(self) -> float | None:
-        """Seconds that a run takes at least, if XLA's counts hold; None where no peak is known."""
+        """Least time of a run, if XLA's counts hold; None where no peak is known."""
         return max(self.bounds.values(), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, with the versions that it holds for, ready for JSON."""
+        """All fields and the versions that they hold for, ready for JSON."""
         return dataclasses.asdict(self) | {
             "bound": self.bound,
             "samples_per_second_at_most": self.samples / self.bound if self.bound else None,
@@ -75,13 +78,7 @@ class Report:
 
 def versions() -> dict[str, str]:
     """Installed versions of what a report depends on."""
-    found = {}
-    for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: version(name) for name in _VERSIONS if importlib.util.find_spec(name)}
 
 
 def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
@@ -92,30 +89,39 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
     Args:
       quick: let XLA search less, for memory and counts instead of speed.
     """
-    seconds = {}
-    common: dict[str, Any] = _known_before(program, target, quick) | {"seconds": seconds}
-    with _timed(seconds, "trace"):
-        traced = program.trace()
-    with _timed(seconds, "lower"):
-        lowered = traced.lower()
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, stage: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        try:
+            return stage()
+        finally:
+            seconds[name] = round(time.perf_counter() - begin, 1)
+
+    report = dataclasses.replace(make_report(program, target, quick), seconds=seconds)
+    lowered = timed("lower", timed("trace", program.trace).lower)
+    options = _QUICK if quick and target.platform == "tpu" else None
     try:
-        with _timed(seconds, "compile"):
-            compiled = lowered.compile(
-                compiler_options=_QUICK if quick and target.platform == "tpu" else None
-            )
+        compiled = timed("compile", lambda: lowered.compile(compiler_options=options))
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip()
-        if not hlo.out_of_memory(message):
+        if "RESOURCE_EXHAUSTED" not in message:
             raise
         wanted, refusal = hlo.memory_wanted(message), message.splitlines()[0]
-        return Report(**common, memory=wanted, fits=False, refusal=refusal)
-    flops, traffic = costs(compiled.cost_analysis())
+        return dataclasses.replace(report, memory=wanted, refusal=refusal)
+    analysis = compiled.cost_analysis() or {}
+    flops, traffic = analysis.get("flops"), analysis.get("bytes accessed")
     if program.body is None:
         flops, traffic = (n and n * program.repeats for n in (flops, traffic))
     elif flops is not None:
-        once = count_flops(program.body(), target.platform)
-        flops += (program.repeats - 1) * once
+        flops += (program.repeats - 1) * count_flops(program.body(), target.platform)
     exchanged = hlo.collectives(compiled.as_text(), len(target.devices))
+    sent = sum(c.sent for c in exchanged.values())
+    rates = {
+        "arithmetic": (flops, target.chip.flops),
+        "memory": (traffic, target.chip.bandwidth),
+        "links": (sent, target.chip.interconnect),
+    }
     stats = compiled.memory_analysis()
     new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = (
@@ -124,8 +130,8 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         + stats.temp_size_in_bytes
         + stats.generated_code_size_in_bytes
     )
-    return Report(
-        **common,
+    return dataclasses.replace(
+        report,
         temporaries=stats.temp_size_in_bytes,
         new_outputs=new_outputs,
         code=stats.generated_code_size_in_bytes,
@@ -135,32 +141,25 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         flops=flops,
         traffic=traffic,
         collectives=exchanged,
-        bounds=_bounds(target, flops, traffic, sum(c.sent for c in exchanged.values())),
+        bounds={name: work / rate for name, (work, rate) in rates.items() if work and rate},
     )
 
 
-def crashed(program: Program, target: Slice, *, quick: bool) -> Report:
-    """Report of a program at which the compiler crashed, in place of `plan`'s."""
-    known = _known_before(program, target, quick)
-    reason = "the compiler crashed, or took all of this host's memory"
-    return Report(**known, seconds={}, fits=False, crashed=True, refusal=reason)
-
-
-def _known_before(program: Program, target: Slice, quick: bool) -> dict[str, Any]:
+def make_report(program: Program, target: Slice, quick: bool) -> Report:
     """What a report says that needs no compiler."""
-    return {
-        "topology": target.topology,
-        "chip": target.chip.name,
-        "devices": len(target.devices),
-        "samples": program.samples,
-        "hbm": target.chip.hbm,
-        "usable": target.chip.usable,
-        "arguments": {name: device_bytes(tree) for name, tree in program.arguments.items()},
-        "effort": "quick" if quick else "full",
-    }
+    return Report(
+        topology=target.topology,
+        chip=target.chip.name,
+        devices=len(target.devices),
+        samples=program.samples,
+        hbm=target.chip.hbm,
+        usable=target.chip.usable,
+        arguments={name: _device_bytes(tree) for name, tree in program.arguments.items()},
+        effort="quick" if quick else "full",
+    )
 
 
-def device_bytes(tree: Any) -> float:
+def _device_bytes(tree: Any) -> float:
     """Bytes that a tree of laid-out shapes takes on one device."""
     return float(
         sum(
@@ -168,47 +167,3 @@ def device_bytes(tree: Any) -> float:
             for leaf in jax.tree.leaves(tree)
         )
     )
-
-
-def _bounds(
-    target: Slice, flops: float | None, traffic: float | None, sent: float
-) -> dict[str, float]:
-    """Least seconds by what limits them."""
-    chip = target.chip
-    pairs = {
-        "arithmetic": (flops, chip.flops),
-        "memory": (traffic, chip.bandwidth),
-        "links": (sent, chip.interconnect),
-    }
-    return {name: work / rate for name, (work, rate) in pairs.items() if work and rate}
-
-
-class _timed:
-    """Notes how long its block takes."""
-
-    def __init__(self, seconds: dict[str, float], name: str):
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._name] = round(time.perf_counter() - self._start, 1)
-
-
-def remedy(report: Report, settings: Mapping[str, Any]) -> str:
-    """What to change so that a program that does not fit does, most promising first.
-
-    Args:
-      settings: of the job: batch, fsdp and remat where it trains.
-    """
-    ways, each = [], report.samples // report.devices
-    if settings.get("remat", "full") != "full":
-        ways.append("recompute more (--set parallel.remat=full)")
-    if each > 1:
-        ways.append(f"a smaller batch (--batch {report.devices * max(1, each // 2)})")
-    fsdp = settings.get("fsdp")
-    state = sum(report.arguments.get(name, 0) for name in ("parameters", "average", "optimizer"))
-    if fsdp is not None and fsdp < report.devices and state > GIB / 4:
-        ways.append(f"more fsdp (--set parallel.fsdp={min(report.devices, 2 * fsdp)})")
-    return " or ".join(ways) or "smaller images (--size) or a chip with more memory"

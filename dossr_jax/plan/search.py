@@ -4,49 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+import multiprocessing
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
-from dossr_jax.plan.report import Report
+import jax
+
+from dossr_jax.plan.chips import Slice, open_slice
+from dossr_jax.plan.programs import Program
+from dossr_jax.plan.report import Report, make_report, plan
 
 _MOST_TRIALS = 6
 
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """`largest` is 0 where not even the smallest batch fits; `tried` maps batch to report."""
-
-    largest: int
-    tried: Mapping[int, Report]
+# Makes the program for a number of samples on some devices; pickled for another process.
+Job = Callable[[Sequence[Any], int], Program]
 
 
-def largest_batch(compiled: Callable[[int], Report], first: Report, unit: int) -> Found:
+def plan_apart(job: Job, target: Slice, samples: int, *, quick: bool) -> Report:
+    """Plan a job in a separate process: a crash of the compiler becomes a refusal.
+
+    libtpu's compiler crashes at some batches, and takes its process along.
+
+    Raises:
+      UserError: the samples do not divide among the devices.
+    """
+    program = job(target.devices, samples)  # first, so that bad input ends here
+    # A forked copy of a process with JAX's threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(_plan_anew, job, target.topology, samples, quick).result()
+        except BrokenProcessPool:
+            reason = "the compiler crashed, or took all of this host's memory"
+            report = make_report(program, target, quick)
+            return dataclasses.replace(report, crashed=True, refusal=reason)
+
+
+def _plan_anew(job: Job, topology: str, samples: int, quick: bool) -> Report:
+    jax.config.update("jax_platforms", "cpu")
+    target = open_slice(topology)
+    return plan(job(target.devices, samples), target, quick=quick)
+
+
+def try_batches(plan_batch: Callable[[int], Report], first: Report, unit: int) -> dict[int, Report]:
     """Search multiples of `unit` for the largest batch that fits.
 
     Two compiles give a line, its crossing with the capacity a guess, and one more a check. A
     batch at which the compiler crashes says nothing about others: its neighbours are tried.
 
     Args:
-      compiled: plans a batch. first: its report at some batch.
-      unit: what batches are multiples of.
+      first: report of any batch, to start from.
+
+    Returns:
+      Reports of all batches tried, by batch; see :func:`largest_fit`.
     """
     tried = {first.samples: first}
     while len(tried) < _MOST_TRIALS:
-        low = max((n for n, r in tried.items() if r.fits), default=0)
-        high = min((n for n, r in tried.items() if not (r.fits or r.crashed)), default=None)
+        low = largest_fit(tried)
+        high = min((n for n, r in tried.items() if not (r.fits or r.crashed)), default=sys.maxsize)
         guess = _guess(tried, unit) or (2 * low if low else first.samples // 2 // unit * unit)
         # Between the largest that fits and the smallest that does not, if there is one.
-        guess = max(guess, low + unit)
-        if high is not None:
-            guess = min(guess, high - unit)
-        least = max(guess, low + unit)
-        above = itertools.count(least, unit) if high is None else range(least, high, unit)
-        batch = next(
-            (n for n in itertools.chain(range(guess, low, -unit), above) if n not in tried), None
-        )
+        guess = min(max(guess, low + unit), high - unit)
+        below, above = range(guess, low, -unit), range(max(guess, low + unit), high, unit)
+        batch = next((n for n in itertools.chain(below, above) if n not in tried), None)
         if batch is None:
             break
-        tried[batch] = compiled(batch)
-    return Found(max((n for n, r in tried.items() if r.fits), default=0), tried)
+        tried[batch] = plan_batch(batch)
+    return tried
+
+
+def largest_fit(tried: Mapping[int, Report]) -> int:
+    """The largest batch that fits, 0 if none does."""
+    return max((n for n, r in tried.items() if r.fits), default=0)
 
 
 def _guess(tried: Mapping[int, Report], unit: int) -> int | None:

@@ -7,15 +7,21 @@ from typing import Any
 
 from dossr_jax.plan.chips import GIB
 from dossr_jax.plan.report import Report
-from dossr_jax.plan.search import Found
+from dossr_jax.plan.search import largest_fit
 
-_ARGUMENTS = {
+# Of a report and its arguments.
+_SIZES = {
     "parameters": "parameters that learn",
-    "average": "their average (EMA)",
+    "average": "EMA weights",
     "optimizer": "optimiser state",
     "frozen": "frozen parameters",
     "batch": "batch",
     "settings": "settings",
+    "temporaries": "activations and other temporaries",
+    "new_outputs": "outputs not in place",
+    "code": "program",
+    "memory": "all at once",
+    "peak": "(highest at any time, by XLA)",
 }
 
 
@@ -34,27 +40,23 @@ def describe(report: Report, settings: Mapping[str, Any]) -> str:
     each = report.samples / report.devices
     lines = [
         f"{settings['what']} of {settings['config']} on {report.topology} ({report.devices} "
-        f"devices): batch {report.samples} ({each:g} a device) of {settings['size']} px, {options}",
-        f"  memory of a device{'' if report.refusal is None else ', which the compiler refused'}",
+        f"devices): batch {report.samples} ({each:g} per device) of {settings['size']} px, "
+        f"{options}",
+        f"  memory per device{'' if report.refusal is None else ', which the compiler refused'}",
     ]
-    rows = [(_ARGUMENTS[name], size) for name, size in report.arguments.items()]
-    rows += [
-        ("activations and other temporaries", report.temporaries),
-        ("outputs not in place", report.new_outputs),
-        ("program", report.code),
-        ("all at once", report.memory),
-        ("(highest at any time, by XLA)", report.peak),
-    ]
-    lines += [f"    {label:36}{_gib(size)}" for label, size in rows if size is not None]
+    sizes = {**report.arguments, **vars(report)}
+    for name, label in _SIZES.items():
+        if sizes.get(name) is not None:
+            lines.append(f"    {label:36}{_gib(sizes[name])}")
     verdict = "fits" if report.fits else "NOT KNOWN" if report.crashed else "DOES NOT FIT"
     lines.append(
-        f"    {'to be had':36}{_gib(report.usable)} of {report.hbm / GIB:.4g} GiB: {verdict}"
+        f"    {'available':36}{_gib(report.usable)} of {report.hbm / GIB:.4g} GiB: {verdict}"
     )
     if report.refusal is not None:
         return "\n".join([*lines, f"    {report.refusal}"])
     if report.flops is not None and report.traffic is not None:
         lines.append(
-            f"  work of a device: {tera(report.flops)} executed, "
+            f"  work per device: {tera(report.flops)} executed, "
             f"{report.traffic / 1e9:.4g} GB read and written"
         )
     for kind, total in sorted(report.collectives.items()):
@@ -69,18 +71,34 @@ def describe(report: Report, settings: Mapping[str, Any]) -> str:
             f"{limits}; at most {report.samples / report.bound:.4g} samples/s"
         )
     times = ", ".join(f"{name} {s:g} s" for name, s in report.seconds.items())
-    lines.append(f"  took {times} ({report.effort} effort)")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  took {times} ({report.effort} effort)"])
 
 
-def describe_search(found: Found) -> str:
+def describe_search(tried: Mapping[int, Report]) -> str:
     """The outcome of a search as lines of text."""
     lines = ["  search of the largest batch"]
-    for batch, report in sorted(found.tried.items()):
+    for batch, report in sorted(tried.items()):
         verdict = "fits" if report.fits else "does not fit"
         if report.crashed:
             verdict = f"refused ({report.refusal})"
-        lines.append(
-            f"    {batch} ({batch / report.devices:g} a device): {_gib(report.memory)}, {verdict}"
-        )
-    return "\n".join([*lines, f"    largest that fits: {found.largest}"])
+        each = batch / report.devices
+        lines.append(f"    {batch} ({each:g} per device): {_gib(report.memory)}, {verdict}")
+    return "\n".join([*lines, f"    largest that fits: {largest_fit(tried)}"])
+
+
+def remedy(report: Report, settings: Mapping[str, Any]) -> str:
+    """What to change so that a program fits, most promising first.
+
+    Args:
+      settings: of the job; fsdp and remat count where it trains.
+    """
+    ways, each = [], report.samples // report.devices
+    if settings.get("remat", "full") != "full":
+        ways.append("recompute more (--set parallel.remat=full)")
+    if each > 1:
+        ways.append(f"a smaller batch (--batch {report.devices * max(1, each // 2)})")
+    fsdp = settings.get("fsdp")
+    state = sum(report.arguments.get(name, 0) for name in ("parameters", "average", "optimizer"))
+    if fsdp is not None and fsdp < report.devices and state > GIB / 4:
+        ways.append(f"more fsdp (--set parallel.fsdp={min(report.devices, 2 * fsdp)})")
+    return " or ".join(ways) or "smaller images (--size) or a chip with more memory"

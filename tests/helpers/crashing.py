@@ -1,6 +1,5 @@
 """A job whose compiler crashes at some batches, as libtpu does: plan_apart starts it by name."""
 
-import dataclasses
 import os
 import signal
 from types import SimpleNamespace
@@ -11,15 +10,11 @@ import jax.numpy as jnp
 from dossr_jax.plan import Program
 
 
-@dataclasses.dataclass(frozen=True)
-class CrashingJob:
-    crashes: tuple[int, ...]
+def make_program(devices, samples, *, crashes):
+    def compiler(**options):
+        if samples in crashes:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return jax.jit(jnp.sin).lower(jnp.zeros(samples)).compile()
 
-    def program(self, target, samples):
-        def compiler(**options):
-            if samples in self.crashes:
-                os.kill(os.getpid(), signal.SIGSEGV)
-            return jax.jit(jnp.sin).lower(jnp.zeros(samples)).compile()
-
-        traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=compiler))
-        return Program(trace=lambda: traced, arguments={}, samples=samples)
+    traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=compiler))
+    return Program(trace=lambda: traced, arguments={}, samples=samples)
