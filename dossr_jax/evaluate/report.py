@@ -42,7 +42,7 @@ class Result:
 
     @property
     def means(self) -> dict[str, float]:
-        """Of every metric over the images that have it."""
+        """Mean of every metric over the images that have it."""
         names = {metric for scores in self.scores.values() for metric in scores}
         return {
             name: statistics.fmean(s[name] for s in self.scores.values() if name in s)
