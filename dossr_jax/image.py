@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int, Key, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Key, Shaped, UInt8
 
 from dossr_jax.config.sampler import ColorFix
 
@@ -24,6 +24,7 @@ Sizes = Int[Array, "b 2"]
 
 _DILATIONS = (1, 2, 4, 8, 16)
 _ADAIN_EPS = 1e-5
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def wavelet_fix(image: Image, reference: Image, size: Sizes) -> Image:
@@ -105,6 +106,18 @@ def _mean_std(x: Array, size: Array) -> tuple[Array, Array]:
     # A single pixel has no deviation: 0 here, where the unbiased formula would say 0 / 0.
     variance = jnp.sum(square, axis=(1, 2), keepdims=True) / jnp.maximum(count - 1, 1)
     return mean, jnp.sqrt(variance + _ADAIN_EPS)
+
+
+def is_grey(image: Shaped[Array, "b h w c"]) -> Bool[Array, " b"]:
+    """Whether the channels of every image (b, h, w, c) are the same everywhere."""
+    return jnp.all(image == image[..., :1], axis=(1, 2, 3))
+
+
+def remove_color(image: Image, grey: Bool[Array, " b"]) -> Image:
+    """The luma of an RGB image in all three channels, (b, h, w, 3), where `grey` (b,) says so."""
+    weights = jnp.array(_LUMA, image.dtype)[None, None, None]
+    luma = jnp.sum(image * weights, axis=-1, keepdims=True)
+    return jnp.where(grey[:, None, None, None], luma, image)
 
 
 def pixels_to_uint8(

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from dossr_jax import method
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
-from dossr_jax.image import pixels_to_uint8
+from dossr_jax.image import is_grey, pixels_to_uint8, remove_color
 from dossr_jax.method import Controls, Noise, Restoration
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import tiled
@@ -51,7 +51,10 @@ class Layout:
 
 
 class Images(NamedTuple):
-    """uint8 (b, H, W, 3): pre-restored, decoded before the colour fix, and the result."""
+    """uint8 (b, H, W, 3): pre-restored, decoded before the colour fix, and the result.
+
+    All three are grey where the LR image is; networks for colour leave a tint there.
+    """
 
     pre_restored: Array
     decoded: Array
@@ -120,7 +123,11 @@ def restore(
         lr = lr.astype(jnp.promote_types(model.context.dtype, jnp.float32)) / 255
     apply = method.whole if layout.tile is None else over_tiles
     pre = apply(model.pre_restore, [lr], [unit // UPSCALE], unit, 3)
-    to_uint8 = functools.partial(pixels_to_uint8, truncate=layout.truncate)
+    grey = is_grey(lr)
+
+    def to_uint8(image: Array) -> Array:
+        return pixels_to_uint8(remove_color(image, grey), truncate=layout.truncate)
+
     if not layout.diffuse:
         return Images(to_uint8(pre), to_uint8(pre), to_uint8(pre))
     restored = method.restore_images(

@@ -58,6 +58,19 @@ def test_size_is_round_of_scale_times_size(upscaler, size, scale):
     assert result.shape == (*expected, 3) and result.dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"diffuse": False}, {"scale": 2.5}, {"color_fix": "none"}]
+)
+def test_grey_in_grey_out(upscaler, settings):
+    """Exactly, and of its batch a grey image alone."""
+    colored = picture(20, 30)
+    checkerboard = np.uint8(np.indices((20, 30)).sum(0) % 2 * 255)[..., None].repeat(3, -1)
+    scan = np.repeat(colored[..., :1], 3, -1)
+    results = upscaler.restore([checkerboard, colored, scan], steps=1, batch_size=4, **settings)
+    spread = [np.ptp(image, axis=-1).max() for image in results]
+    assert spread[0] == spread[2] == 0 < spread[1]
+
+
 def test_settings_and_sizes_within_a_bucket_share_one_program(upscaler):
     restore.clear_cache()  # other tests restore with this model, too
     upscaler.restore(picture(20, 30), steps=2)
