@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from dossr_jax import parallel
-from dossr_jax.data.degradation import PRESETS, degrade, make_table
+from dossr_jax.data.degradation import PRESETS, choose_presets, degrade
 from dossr_jax.data.degradation.plan import draw_plan
 
 
@@ -40,11 +40,11 @@ def make_photos(size: int, batch: int) -> np.ndarray:
 
 def make_calls(preset: str, photos: np.ndarray, alone: bool) -> tuple[dict[str, Any], float]:
     """Calls that degrade all photos, by name, and seconds to compile the package's."""
-    table = make_table([preset])
+    presets = choose_presets([preset])
     mesh = parallel.make_mesh(fsdp=1)
     split = parallel.batch_sharding(mesh)
     keys, images = jax.device_put((jax.random.split(jax.random.key(0), len(photos)), photos), split)
-    program = functools.partial(degrade, table=table, scale=table.outline.scale)
+    program = functools.partial(degrade, presets=presets)
     program = jax.jit(parallel.on_each_device(program, mesh))
     start = time.perf_counter()
     program = program.lower(keys, images).compile()
@@ -54,7 +54,7 @@ def make_calls(preset: str, photos: np.ndarray, alone: bool) -> tuple[dict[str, 
         from degradation_baselines import run_opencv, run_torch
 
         shape = photos.shape[1:3]
-        plans = jax.jit(jax.vmap(lambda key: draw_plan(key, table, shape)))(keys)
+        plans = jax.jit(jax.vmap(lambda key: draw_plan(key, presets, shape)))(keys)
         plans = jax.tree.map(np.asarray, plans)
         plans = [jax.tree.map(lambda a, i=i: a[i], plans) for i in range(len(photos))]
         threads = os.cpu_count()

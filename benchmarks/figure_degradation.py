@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dossr_jax.data.degradation import PRESETS, degrade, make_table
+from dossr_jax.data.degradation import PRESETS, choose_presets, degrade
 
 ROOT = Path(__file__).parent.parent
 SIDE = 160
@@ -39,8 +39,7 @@ def main() -> None:
     draw.text((6, SIDE // 2), "HR", fill="black")
     sheet.paste(crop, (LABEL, 0))
     for row, name in enumerate(PRESETS, start=1):
-        table = make_table([name])
-        program = jax.jit(functools.partial(degrade, table=table, scale=table.outline.scale))
+        program = jax.jit(functools.partial(degrade, presets=choose_presets([name])))
         draw.text((6, row * SIDE + SIDE // 2), name, fill="black")
         for column, image in enumerate(np.asarray(program(keys, hr))):
             tile = Image.fromarray(np.round(image * 255).astype(np.uint8))

@@ -204,8 +204,7 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
     from ssimulacra2 import compute_ssimulacra2
 
     from dossr_jax import Upscaler, metrics
-    from dossr_jax.data.degradation import degrade
-    from dossr_jax.data.degradation import make_table as make_presets
+    from dossr_jax.data.degradation import choose_presets, degrade
 
     paths = sorted(p for p in folder.iterdir() if p.suffix == ".png")
     index = np.arange(len(paths))[photos]
@@ -216,8 +215,7 @@ def photo_cases(model: str, folder: Path, photos: slice) -> Iterator[dict[str, A
     runs = [(0.0, name, done) for done in (False, True) for name in NAMED]
     runs += [(stored.fidelity, name, stored.final_denoise) for name in NAMED]
     for preset in ("light", "realesrgan"):
-        table = make_presets([preset])
-        program = jax.jit(functools.partial(degrade, table=table, scale=table.outline.scale))
+        program = jax.jit(functools.partial(degrade, presets=choose_presets([preset])))
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
         lr = np.round(255 * np.asarray(program(keys, hr.astype(np.float32) / 255))).astype(np.uint8)
         for fidelity, name, done in dict.fromkeys(runs):

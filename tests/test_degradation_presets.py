@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dossr_jax.data.degradation import PRESETS, degrade, kernels, make_table
+from dossr_jax.data.degradation import PRESETS, choose_presets, degrade, kernels
 from dossr_jax.data.degradation.chain import ACCELERATOR, CPU, Chain
 from dossr_jax.data.degradation.noise import GAUSSIAN, NONE, POISSON
 from dossr_jax.data.degradation.plan import draw_plan
@@ -25,8 +25,7 @@ BATCH = 48
 
 @functools.cache
 def program(*names):
-    table = make_table(names)
-    return jax.jit(functools.partial(degrade, table=table, scale=table.outline.scale))
+    return jax.jit(functools.partial(degrade, presets=choose_presets(names)))
 
 
 def draw_keys(count=BATCH, seed=0):
@@ -82,13 +81,13 @@ def test_a_batch_of_one_is_like_any_other():
 
 @functools.cache
 def plans_and_images(*names, count=16):
-    table = make_table(names)
-    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, table, SHAPE)))(draw_keys(count))
+    presets = choose_presets(names)
+    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, presets, SHAPE)))(draw_keys(count))
     return plans, photos(count).transpose(0, 3, 1, 2)
 
 
 def chain(*names, programs):
-    return Chain(make_table(names).outline, SHAPE, programs)
+    return Chain(choose_presets(names), SHAPE, programs)
 
 
 def assert_same_but_for_roundings(ours, theirs):
@@ -101,13 +100,13 @@ def assert_same_but_for_roundings(ours, theirs):
 def test_accelerators_program_does_the_same(names):
     plans, hr = plans_and_images(*names)
     ours = jax.jit(chain(*names, programs=CPU).in_turn)(plans, hr)
-    together = jax.jit(chain(*names, programs=ACCELERATOR).together)(plans, hr)
+    together = jax.jit(jax.vmap(chain(*names, programs=ACCELERATOR)))(plans, hr)
     assert_same_but_for_roundings(ours, together)
 
 
 def test_together_is_like_alone():
     plans, hr = plans_and_images("deblur")
-    together = jax.jit(chain("deblur", programs=ACCELERATOR).together)(plans, hr)
+    together = jax.jit(jax.vmap(chain("deblur", programs=ACCELERATOR)))(plans, hr)
     alone = jax.jit(chain("deblur", programs=ACCELERATOR))
     for i in range(4):
         plan = jax.tree.map(lambda leaf, i=i: leaf[i], plans)
@@ -170,8 +169,8 @@ def test_deblock_leaves_steps_between_blocks():
 @functools.cache
 def many_plans(name, count=4000):
     """Plans as arrays, without the kernels' memory."""
-    table = make_table([name])
-    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, table, (512, 512))))(draw_keys(count))
+    presets = choose_presets([name])
+    plans = jax.jit(jax.vmap(lambda key: draw_plan(key, presets, (512, 512))))(draw_keys(count))
     return jax.tree.map(np.asarray, plans)
 
 
@@ -221,9 +220,9 @@ def test_kernels_are_normalised_and_of_every_size():
     assert all(is_share(size == side, 1 / 8) for side in range(7, kernels.CANVAS + 1, 2))
 
 
-def test_each_preset_of_a_table_is_as_likely():
-    table = make_table(["realesrgan", "light", "bicubic"])
-    plan = jax.jit(jax.vmap(lambda key: draw_plan(key, table, (64, 64))))(draw_keys(3000))
+def test_each_preset_of_a_run_is_as_likely():
+    presets = choose_presets(["realesrgan", "light", "bicubic"])
+    plan = jax.jit(jax.vmap(lambda key: draw_plan(key, presets, (64, 64))))(draw_keys(3000))
     bicubic = np.asarray(plan.last_resize.mode) == 3
     assert is_share(bicubic, 1 / 3)
     assert is_share(np.asarray(plan.sinc.apply), 0.8 / 3)
@@ -233,30 +232,29 @@ def test_each_preset_of_a_table_is_as_likely():
 def test_wrong_presets_are_user_errors():
     for names in ([], ["blurry"], ["light", "denoise"]):
         with pytest.raises(UserError, match="preset"):
-            make_table(names)
+            choose_presets(names)
 
 
-def test_wrong_scale_and_sides_are_errors():
-    table = make_table(["light"])
-    for scale, height in ((1, 64), (4, 62)):
-        with pytest.raises(ValueError):
-            degrade(draw_keys(1), jnp.zeros((1, height, 64, 3)), table, scale=scale)
+def test_sides_that_do_not_fit_the_scale_are_an_error():
+    for height, width in ((62, 64), (64, 62)):
+        with pytest.raises(ValueError, match="not multiples of the scale 4"):
+            degrade(draw_keys(1), jnp.zeros((1, height, width, 3)), choose_presets(["light"]))
 
 
 SPLIT = """
 import functools, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from dossr_jax.data.degradation import make_table
+from dossr_jax.data.degradation import choose_presets
 from dossr_jax.data.degradation.chain import ACCELERATOR, Chain, degrade
 from dossr_jax.data.degradation.plan import draw_plan
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 split = NamedSharding(mesh, P("data"))
-table = make_table(["realesrgan"])
-chain = Chain(table.outline, (32, 32), ACCELERATOR)
+presets = choose_presets(["realesrgan"])
+chain = Chain(presets, (32, 32), ACCELERATOR)
 
 def run(keys, hr):
-    return chain.together(jax.vmap(lambda key: draw_plan(key, table, (32, 32)))(keys), hr)
+    return jax.vmap(chain)(jax.vmap(lambda key: draw_plan(key, presets, (32, 32)))(keys), hr)
 
 keys = jax.device_put(jax.random.split(jax.random.key(0), 8), split)
 hr = jax.device_put(np.random.default_rng(0).random((8, 3, 32, 32), np.float32), split)
@@ -264,7 +262,7 @@ compiled = jax.jit(run, in_shardings=split, out_shardings=split).lower(keys, hr)
 found = [word for word in ("all-", "collective", "send") if word in compiled.as_text()]
 assert not found, found
 apart = compiled(keys, hr)
-program = functools.partial(degrade, table=table, scale=4)
+program = functools.partial(degrade, presets=presets)
 specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
 alone = jax.shard_map(program, mesh=mesh, **specs)
 alone = jax.jit(alone)(keys, hr.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

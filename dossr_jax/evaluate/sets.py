@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,13 +11,12 @@ import jax
 import numpy as np
 
 from dossr_jax import image_io
-from dossr_jax.data.degradation import degrade, make_table
+from dossr_jax.data.degradation import choose_presets, degrade
 from dossr_jax.errors import UserError
 
 _SHOWN = 5  # names in a message
 
-_degrade = jax.jit(degrade, static_argnames="scale")
-_table = functools.cache(lambda preset: make_table([preset]))
+_degrade = jax.jit(degrade, static_argnames="presets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +145,7 @@ def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
 
 def preset_scale(preset: str) -> int:
     """HR side by LR side of a preset; UserError for an unknown one."""
-    return _table(preset).outline.scale
+    return choose_presets([preset])[0].scale
 
 
 def make_lr(hr: np.ndarray, *, preset: str, seed: int, name: str) -> np.ndarray:
@@ -169,9 +167,9 @@ def make_lr(hr: np.ndarray, *, preset: str, seed: int, name: str) -> np.ndarray:
     Raises:
       UserError: an unknown preset.
     """
-    table = _table(preset)
+    presets = choose_presets([preset])
     # Not Python's hash, which differs from process to process.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     x = hr[None].astype(np.float32) / 255
-    lr = np.asarray(_degrade(key[None], x, table, scale=table.outline.scale))[0]
+    lr = np.asarray(_degrade(key[None], x, presets))[0]
     return np.rint(255 * lr).astype(np.uint8)

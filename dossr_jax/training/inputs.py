@@ -47,11 +47,9 @@ def make_inputs(config: TrainConfig, mesh: Mesh, seed_key: Array) -> Callable[[B
     Images without LR partners are degraded here, on the device.
     """
     needs_lr = Stage.of(config).needs_lr
-    scale = lr_scale(config)
-    table = degradation.make_table(config.data.presets)
-    degrade = parallel.on_each_device(
-        functools.partial(degradation.degrade, table=table, scale=scale), mesh
-    )
+    lr_scale(config)  # refuses presets that do not fit the model
+    presets = degradation.choose_presets(config.data.presets)
+    degrade = parallel.on_each_device(functools.partial(degradation.degrade, presets=presets), mesh)
 
     def inputs(batch: Batch) -> Inputs:
         keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])

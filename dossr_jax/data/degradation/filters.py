@@ -1,8 +1,8 @@
 """Filtering each image with its own kernel, reflecting at a traced border.
 
-Two programs for the same result. `correlate_separable` passes over columns and rows as often as a
-kernel needs, once for half of them, and is the CPU's. `correlate_tiles` is made of products with a
-constant matrix: on accelerators these are what is fast, and every kernel takes as long.
+Two programs give the same result. `correlate_separable`, for CPUs, passes over columns and rows as
+often as a kernel needs: once for half of them. `correlate_tiles`, for accelerators, multiplies by a
+constant matrix, which is fast there and takes equally long for every kernel.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dossr_jax.data.degradation.arithmetic import add_up
+from dossr_jax.data.degradation.arithmetic import add_up, product
 
 Correlate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# What `correlate_separable` may leave out of an image in [0, 1]: a 400th of an 8-bit level.
+# Largest error of `correlate_separable` on an image in [0, 1]: a 400th of an 8-bit level.
 _LEFT_OUT = 1e-5
 
 _SHARPEN_SIDE = 51
@@ -28,9 +28,8 @@ _SHARPEN_SIGMA = 8.0
 def correlate_separable(image: jax.Array, valid: jax.Array, kernel: jax.Array) -> jax.Array:
     """Correlation with a kernel, the border reflected without repeating its pixels.
 
-    The singular vectors of a kernel are columns and rows whose products add up to it; those are
-    taken without which the result would be off by more than 1e-5. Isotropic Gaussians need one,
-    most others up to seven.
+    The singular vectors of a kernel are columns and rows whose products add up to it; as many are
+    used as keep the error below 1e-5. Isotropic Gaussians need one, most others up to seven.
 
     Args:
       image: (c, h, w) float32, of which [:, :valid[0], :valid[1]] is image.
@@ -93,12 +92,12 @@ def correlate_tiles(image: jax.Array, valid: jax.Array, kernel: jax.Array) -> ja
 
     (rows, down), (columns, across) = tiles(0), tiles(1)
     x = image[:, rows].reshape(channels, down, side, width)
-    x = _product("fi,cyiw->cyfw", forward, x)
+    x = product("fi,cyiw->cyfw", forward, x)
     x = x[..., columns].reshape(channels, down, side, across, side)
-    x = _product("cyfxj,gj->cyfxg", x, forward)
+    x = product("cyfxj,gj->cyfxg", x, forward)
 
     def response(row_part: np.ndarray, column_part: np.ndarray) -> jax.Array:
-        return _product("fo,op,gp->fg", row_part, kernel, column_part)[None, None, :, None, :]
+        return product("fo,op,gp->fg", row_part, kernel, column_part)[None, None, :, None, :]
 
     cos, sin = parts
     back = (-i) % side
@@ -109,8 +108,8 @@ def correlate_tiles(image: jax.Array, valid: jax.Array, kernel: jax.Array) -> ja
         - response(cos, sin) * x[..., back]
         + response(sin, sin) * row_back[..., back]
     )
-    x = _product("cyfxg,jg->cyfxj", x, inverse).reshape(channels, down, side, across * kept)
-    x = _product("if,cyfw->cyiw", inverse, x).reshape(channels, down * kept, across * kept)
+    x = product("cyfxg,jg->cyfxj", x, inverse).reshape(channels, down, side, across * kept)
+    x = product("if,cyfw->cyiw", inverse, x).reshape(channels, down * kept, across * kept)
     return x[:, :height, :width]
 
 
@@ -132,11 +131,6 @@ def sharpen(image: jax.Array, valid: jax.Array, correlate: Correlate) -> jax.Arr
     detail = image - correlate(image, valid, kernel)
     mask = correlate((jnp.abs(detail) * 255 > 10).astype(jnp.float32), valid, kernel)
     return image + mask * (jnp.clip(image + 0.5 * detail, 0, 1) - image)
-
-
-def _product(subscripts: str, *factors: jax.Array | np.ndarray) -> jax.Array:
-    # Float32 throughout: accelerators would round the factors otherwise.
-    return jnp.einsum(subscripts, *factors, precision=lax.Precision.HIGHEST)
 
 
 def _reflected(index: np.ndarray | jax.Array, size: jax.Array) -> jax.Array:

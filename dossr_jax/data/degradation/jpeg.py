@@ -10,12 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from dossr_jax.data.degradation.arithmetic import add_up
+from dossr_jax.data.degradation.arithmetic import add_up, product
 
-# ITU-T T.81, annex K, but turned over: Real-ESRGAN applies the luma table with its axes exchanged
-# (rows are horizontal frequencies in the standard), and so do the models trained with it.
+# ITU-T T.81, annex K, but transposed: Real-ESRGAN exchanges the axes of the luma table (rows are
+# horizontal frequencies in the standard), and so do the models trained with it.
 LUMA_TABLE = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -35,7 +34,6 @@ CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [4
 # JFIF, rows Y, Cb, Cr; the offset of 128 is left out, since the transform takes it away again.
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
-_EXACT = lax.Precision.HIGHEST
 # Columns are transformed this many at once, by one product with a block-diagonal matrix, wide
 # enough for products to be fast; canvases are padded to multiples of it.
 _GROUP = 32
@@ -79,9 +77,9 @@ def jpeg(image: jax.Array, valid: jax.Array, quality: jax.Array) -> jax.Array:
 
 
 def _quantised(plane: jax.Array, table: jax.Array | np.ndarray, *, repeat: int) -> jax.Array:
-    """A plane (h, w) whose coefficients are rounded to multiples of the table (8, 8).
+    """A plane (h, w) with its coefficients rounded to multiples of the table (8, 8).
 
-    One value of the 8x8 of a block is the mean of `repeat` x `repeat` pixels.
+    Each of the 8x8 values of a block is the mean of `repeat` x `repeat` pixels.
     """
     forward, backward = _cosines(repeat)
     coefficients = _transform_columns(forward, _transform_rows(forward, plane))
@@ -109,8 +107,5 @@ def _transform_columns(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     height, width = x.shape
     count = _GROUP // max(outputs, inputs)
     blocks = x.reshape(-1, count * inputs)
-    # Float32 throughout: accelerators would round the factors otherwise.
-    blocks = jnp.matmul(
-        blocks, np.kron(np.eye(count, dtype=np.float32), matrix).T, precision=_EXACT
-    )
+    blocks = product("ri,io->ro", blocks, np.kron(np.eye(count, dtype=np.float32), matrix).T)
     return blocks.reshape(height, width // inputs * outputs)

@@ -69,11 +69,6 @@ def sinc_kernel(size: jax.Array, cutoff: jax.Array) -> jax.Array:
     return _normalised(quarter[mirror][:, mirror], size)
 
 
-def impulse() -> np.ndarray:
-    """The kernel that changes nothing, (21, 21) float32."""
-    return ((_OFFSETS[:, None] == 0) & (_OFFSETS[None, :] == 0)).astype(np.float32)
-
-
 def _normalised(kernel: jax.Array, size: jax.Array) -> jax.Array:
     reach = np.maximum(np.abs(_OFFSETS)[:, None], np.abs(_OFFSETS)[None, :])
     kernel = jnp.where(reach <= size // 2, kernel, 0.0)

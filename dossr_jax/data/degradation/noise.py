@@ -1,4 +1,4 @@
-"""Gaussian and Poisson noise of fixed cost for every pixel, in colour or grey.
+"""Gaussian and Poisson noise at a fixed cost per pixel, in colour or grey.
 
 Random bits are a hash of the pixel's place and a seed, so that a pixel's draw depends neither on
 the canvas nor on the batch, and is computed where it is used instead of being stored: 20 times
@@ -45,7 +45,7 @@ def add_noise(image: jax.Array, valid: jax.Array, noise: Noise, levels: Levels) 
       image: (3, h, w) float32, of which [:, :valid[0], :valid[1]] is image.
       valid: (2,) int32.
       noise: what to add.
-      levels: one of the two below, to count levels with.
+      levels: `levels_scatter` or `levels_reduce`.
 
     Returns:
       (3, h, w) float32 in [0, 1].

@@ -1,10 +1,10 @@
-"""One sample's draws: which operations run on it and with what numbers."""
+"""The random draws for one image: which operations run on it and with what numbers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,7 @@ from dossr_jax.data.degradation import kernels
 from dossr_jax.data.degradation import noise as noise_lib
 from dossr_jax.data.degradation.arithmetic import add_up
 from dossr_jax.data.degradation.noise import Noise
-from dossr_jax.data.degradation.presets import (
-    BlurOdds,
-    JpegOdds,
-    NoiseOdds,
-    Pass,
-    ResizeOdds,
-    Table,
-)
+from dossr_jax.data.degradation.presets import BlurOdds, NoiseOdds, Pass, Preset, ResizeOdds
 from dossr_jax.data.degradation.resize import Resize
 
 _DRAWS = 26
@@ -43,7 +36,7 @@ class Jpeg(NamedTuple):
 
 
 class PassPlan(NamedTuple):
-    """One pass: `jpeg` of the second pass is the last."""
+    """One of the two passes."""
 
     blur: Blur
     resize: Resize
@@ -52,7 +45,7 @@ class PassPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything that happens to one sample."""
+    """Everything that happens to one image."""
 
     sharpen: jax.Array  # bool
     first: PassPlan
@@ -62,22 +55,22 @@ class Plan(NamedTuple):
     jpeg_last: jax.Array  # bool: the last JPEG comes after the last resize and the sinc filter
 
 
-def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
-    """Draw a preset of the table uniformly, and all the parameters it leaves open.
+def draw_plan(key: jax.Array, presets: Sequence[Preset], shape: tuple[int, int]) -> Plan:
+    """Draw one of the presets uniformly, and all the parameters it leaves open.
 
     Args:
       key: a JAX key.
-      table: presets.
-      shape: height and width of the HR image, multiples of the presets' scale.
+      presets: of one scale.
+      shape: height and width of the HR image, multiples of that scale.
     """
     # One block of bits, and both passes drawn as one: many small draws take long to compile.
     own_bits, *pass_bits = jax.random.bits(key, (3, _DRAWS))
     draws = iter(noise_lib.uniform_from_bits(own_bits))
-    count = table.presets.sharpen_odds.shape[0]
+    count = len(presets)
     row = jnp.minimum((next(draws) * count).astype(jnp.int32), count - 1)
-    preset = jax.tree.map(lambda column: jnp.asarray(column)[row], table.presets)
+    preset = jax.tree.map(lambda *values: jnp.array(values, jnp.float32)[row], *presets)
     passes = jax.tree.map(lambda *pair: jnp.stack(pair), preset.first, preset.second)
-    hr, lr = (np.array(shape) // scale for scale in (1, table.outline.scale))
+    hr, lr = np.array(shape), np.array(shape) // presets[0].scale
     drawn = jax.vmap(_pass)(jnp.stack(pass_bits), passes, jnp.asarray(np.stack([hr, lr])))
     first, second = (jax.tree.map(lambda pair, i=i: pair[i], drawn) for i in range(2))
     # The first resize is given a scale factor, the others a size.
@@ -87,9 +80,9 @@ def draw_plan(key: jax.Array, table: Table, shape: tuple[int, int]) -> Plan:
         first=first,
         second=second._replace(resize=second.resize._replace(step=ratio)),
         last_resize=Resize(
-            jnp.asarray(lr, jnp.int32),
-            second.resize.size / lr,
-            _choice(draws, preset.second.resize.modes),
+            size=jnp.asarray(lr, jnp.int32),
+            step=second.resize.size / lr,
+            mode=_choice(draws, preset.second.resize.modes),
         ),
         sinc=Blur(next(draws) < preset.sinc_odds, _sinc(draws, narrow=np.pi / 3)),
         jpeg_last=next(draws) < 0.5,
@@ -105,7 +98,7 @@ def _pass(bits: jax.Array, odds: Pass, shape: jax.Array) -> PassPlan:
         blur=_blur(draws, odds.blur),
         resize=Resize(size, jnp.broadcast_to(1 / factor, (2,)), mode),
         noise=_noise(draws, odds.noise, seed),
-        jpeg=_jpeg(draws, odds.jpeg),
+        jpeg=Jpeg(next(draws) < odds.jpeg.odds, _between(draws, odds.jpeg.quality)),
     )
 
 
@@ -117,7 +110,7 @@ def _between(draws: Draws, bounds: tuple[ArrayLike, ArrayLike]) -> jax.Array:
     return low + next(draws) * (high - low)
 
 
-def _choice(draws: Draws, odds: tuple[jax.Array, ...]) -> jax.Array:
+def _choice(draws: Draws, odds: tuple[Any, ...]) -> jax.Array:
     """Index drawn with these odds."""
     draw = next(draws) * sum(odds)  # which may be a little off one
     edges = itertools.accumulate(odds[:-1])
@@ -146,7 +139,7 @@ def _blur(draws: Draws, odds: BlurOdds) -> Blur:
 
 
 def _sinc(draws: Draws, narrow: float) -> jax.Array:
-    """A sinc kernel; kernels from 13 pixels may cut off as low as `narrow`, others at pi/3."""
+    """A sinc kernel; from 13 pixels on it may cut off as low as `narrow`, below that at pi/3."""
     size = _size(draws)
     lowest = jnp.where(size < 13, np.pi / 3, narrow)
     return kernels.sinc_kernel(size, _between(draws, (lowest, np.pi)))
@@ -167,7 +160,3 @@ def _noise(draws: Draws, odds: NoiseOdds, seed: jax.Array) -> Noise:
     kind = jnp.where(gaussian, noise_lib.GAUSSIAN, noise_lib.POISSON)
     kind = jnp.where(next(draws) < odds.odds, kind, noise_lib.NONE)
     return Noise(kind, strength, next(draws) < odds.grey_odds, seed)
-
-
-def _jpeg(draws: Draws, odds: JpegOdds) -> Jpeg:
-    return Jpeg(next(draws) < odds.odds, _between(draws, odds.quality))

@@ -1,29 +1,16 @@
-"""Presets of degradations: ranges and probabilities by name, and their table for the device."""
+"""Degradation presets by name: probabilities, and ranges to draw from."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import numpy as np
-
-from dossr_jax.data.degradation.resize import MODES
 from dossr_jax.errors import UserError
 
 Range = tuple[float, float]
 
 
-def _register(cls: type) -> type:
-    """Make a dataclass a pytree of its numbers; fields marked static stay outside."""
-    static = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
-    numbers = [f.name for f in dataclasses.fields(cls) if f.name not in static]
-    return jax.tree_util.register_dataclass(cls, numbers, static)
-
-
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlurOdds:
+class BlurOdds(NamedTuple):
     """A blur: with probability `sinc_odds` a sinc filter, else one of kernels.KINDS."""
 
     odds: float = 0.0
@@ -34,9 +21,7 @@ class BlurOdds:
     beta_plateau: Range = (1.0, 2.0)
 
 
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResizeOdds:
+class ResizeOdds(NamedTuple):
     """A resize: probabilities of enlarging, shrinking and keeping, and of resize.MODES."""
 
     directions: tuple[float, float, float] = (0.0, 0.0, 1.0)
@@ -44,9 +29,7 @@ class ResizeOdds:
     modes: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3, 0.0)
 
 
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseOdds:
+class NoiseOdds(NamedTuple):
     """Gaussian noise of a strength in 8-bit levels, or Poisson noise times a factor."""
 
     odds: float = 0.0
@@ -56,18 +39,14 @@ class NoiseOdds:
     grey_odds: float = 0.4
 
 
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JpegOdds:
+class JpegOdds(NamedTuple):
     """A JPEG of some quality as libjpeg counts."""
 
     odds: float = 0.0
     quality: Range = (30.0, 95.0)
 
 
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(NamedTuple):
     """Blur, resize, noise and JPEG, one after the other."""
 
     blur: BlurOdds = BlurOdds()
@@ -76,9 +55,7 @@ class Pass:
     jpeg: JpegOdds = JpegOdds()
 
 
-@_register
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(NamedTuple):
     """Two passes; between noise and JPEG of the second, or after it, the resize to the LR size.
 
     The first pass scales the HR image by a factor, the second makes it that factor of the LR size.
@@ -86,7 +63,7 @@ class Preset:
     by the LR side. `sharpen_odds`: probability that the HR image is sharpened first.
     """
 
-    scale: int = dataclasses.field(default=4, metadata={"static": True})
+    scale: int = 4
     sharpen_odds: float = 0.0
     first: Pass = Pass()
     second: Pass = Pass()
@@ -142,79 +119,20 @@ PRESETS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PassOutline:
-    """What a pass can do at all; `factor` bounds its resize."""
-
-    blur: bool
-    factor: Range
-    noise: bool
-    jpeg: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Outline:
-    """What any preset of a table can do. What none does is left out of the compiled program."""
-
-    scale: int
-    sharpen: bool
-    first: PassOutline
-    second: PassOutline
-    sinc: bool
-    antialiased: bool
-
-
-@_register
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Presets side by side: every number is an array with the presets along its first axis."""
-
-    presets: Preset
-    outline: Outline = dataclasses.field(metadata={"static": True})
-
-
-def make_table(names: Sequence[str]) -> Table:
-    """Table of the presets of these names, for `degrade`, which draws one for each sample.
+def choose_presets(names: Sequence[str]) -> tuple[Preset, ...]:
+    """The presets of these names, for `degrade`, which draws one of them per image.
 
     Raises:
       UserError: no names, an unknown one, or presets of different scales.
     """
+    known = ", ".join(PRESETS)
     if not names:
-        raise UserError(f"no degradation preset given; choose from {', '.join(PRESETS)}")
+        raise UserError(f"no degradation preset given; choose from {known}")
     for name in names:
         if name not in PRESETS:
-            raise UserError(f"no degradation preset {name!r}; choose from {', '.join(PRESETS)}")
-    chosen = [PRESETS[name] for name in names]
-    scales = {name: preset.scale for name, preset in zip(names, chosen, strict=True)}
-    if len(set(scales.values())) > 1:
-        listed = ", ".join(f"{name} {scale}" for name, scale in scales.items())
+            raise UserError(f"no degradation preset {name!r}; choose from {known}")
+    chosen = tuple(PRESETS[name] for name in names)
+    if len({preset.scale for preset in chosen}) > 1:
+        listed = ", ".join(f"{name} {PRESETS[name].scale}" for name in names)
         raise UserError(f"presets of one run share one scale, these do not: {listed}")
-    rows = jax.tree.map(lambda *values: np.array(values, np.float32), *chosen)
-    return Table(presets=rows, outline=_outline(chosen))
-
-
-def _outline(presets: Sequence[Preset]) -> Outline:
-    def one_pass(passes: Sequence[Pass]) -> PassOutline:
-        factors = [_factors(p.resize) for p in passes]
-        return PassOutline(
-            blur=any(p.blur.odds > 0 for p in passes),
-            factor=(min(low for low, _ in factors), max(high for _, high in factors)),
-            noise=any(p.noise.odds > 0 for p in passes),
-            jpeg=any(p.jpeg.odds > 0 for p in passes),
-        )
-
-    resizes = [p.resize for preset in presets for p in (preset.first, preset.second)]
-    return Outline(
-        scale=presets[0].scale,
-        sharpen=any(p.sharpen_odds > 0 for p in presets),
-        first=one_pass([p.first for p in presets]),
-        second=one_pass([p.second for p in presets]),
-        sinc=any(p.sinc_odds > 0 for p in presets),
-        antialiased=any(r.modes[MODES.index("antialiased")] > 0 for r in resizes),
-    )
-
-
-def _factors(resize: ResizeOdds) -> Range:
-    """Smallest and largest factor that can be drawn."""
-    enlarge, shrink, _ = resize.directions
-    return (resize.factor[0] if shrink > 0 else 1.0), (resize.factor[1] if enlarge > 0 else 1.0)
+    return chosen

@@ -1,7 +1,6 @@
 """Resizing with a traced scale between canvases of fixed size.
 
-An image lies in the top left corner of its canvas; how much of the canvas is image is traced. Every
-mode is the same per axis: output i is a weighted sum of a window of inputs. Coordinates and
+Each mode treats both axes alike: output i is a weighted sum of a window of inputs. Coordinates and
 weights are PyTorch's (`interpolate` with align_corners=False): bicubic has a = -0.75 and no
 antialiasing; "antialiased" is bicubic with a = -0.5 over a window widened by the step, as Pillow's.
 """
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dossr_jax.data.degradation.arithmetic import add_up
+from dossr_jax.data.degradation.arithmetic import add_up, product
 
 MODES = ("area", "bilinear", "bicubic", "antialiased")
 
@@ -96,10 +95,7 @@ def resize_dense(
             total = jnp.sum(matrix, axis=1, keepdims=True)
             matrix = matrix / jnp.where(total == 0, 1.0, total)  # nothing beyond the result's size
         matrices.append(matrix[:, 2:-2])
-    # Float32 throughout: accelerators would round the factors otherwise.
-    return jnp.einsum(
-        "yi,cij,xj->cyx", matrices[0], image, matrices[1], precision=lax.Precision.HIGHEST
-    )
+    return product("yi,cij,xj->cyx", matrices[0], image, matrices[1])
 
 
 def _gather_four(line: _Line, x: jax.Array, first: jax.Array, weights: jax.Array) -> jax.Array:
