@@ -1,9 +1,8 @@
-"""Checkpoints of a run's folder, over Orbax: saved in the background, completely or not at all.
+"""Checkpoints in a run's folder, by Orbax: saved in the background, completely or not at all.
 
-OUTPUT/checkpoints/STEP holds the items `state` (all of the training state but what is frozen),
-`config`, and `data` and `log` (JSON: where the data stream and the log are). OUTPUT/frozen
-holds the frozen parameters, written once. Arrays restore onto any mesh. Only data is stored,
-never code.
+OUTPUT/checkpoints/STEP holds the items `state` (the training state without frozen parameters),
+`config`, `data` and `log` (JSON: positions of the data stream and of the log). OUTPUT/frozen holds
+the frozen parameters, written once. Arrays restore onto any mesh. Only data is stored, never code.
 """
 
 from dossr_jax.checkpoint.files import damage

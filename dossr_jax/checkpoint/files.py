@@ -1,7 +1,7 @@
-"""Lists of the files of a finished folder with their CRC-32.
+"""File lists with CRC-32, which reveal later damage to a checkpoint's folder.
 
-A folder gets its name only when all is written; what happens to it later the list tells. Orbax
-itself notices bytes that are missing, but not all that have changed.
+Orbax gives a folder its name only when everything is written. It notices missing bytes itself, but
+not every changed byte.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, from_json, t
 from dossr_jax.errors import UserError
 
 _STEPS, _FROZEN, _DAMAGED = "checkpoints", "frozen", "damaged"
-_NONE, _ALL_DAMAGED = -1, -2
 
 
 class Saved(NamedTuple):
@@ -37,36 +36,32 @@ class Saved(NamedTuple):
     log: dict[str, Any]
 
 
-class _Manager(contextlib.AbstractContextManager):
-    """An Orbax CheckpointManager that lists the files of what it writes."""
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which also lists the files of each checkpoint that it writes."""
 
     def __init__(self, folder: Path, keep: int):
-        self.folder = folder
         self._saving = 0
         # Called once all files are there, before their folder gets its name.
         after = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, async_options=after
         )
-        self.orbax = ocp.CheckpointManager(folder, options=options)
+        super().__init__(folder, options=options)
 
     def _list_files(self) -> None:
-        (unfinished,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        (unfinished,) = Path(self.directory).glob(f"{self._saving}.orbax-checkpoint-tmp*")
         write_file_list(unfinished)
 
-    def save(self, step: int, **items: Any) -> None:
-        """Start saving; nothing else is being saved."""
+    def start_saving(self, step: int, **items: Any) -> None:
+        """Save in the background; nothing else may be being saved."""
         self._saving = step
-        self.orbax.save(step, args=ocp.args.Composite(**items), force=True)
-
-    def __exit__(self, *error: object) -> None:
-        self.orbax.close()
+        self.save(step, args=ocp.args.Composite(**items), force=True)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
     """All checkpoints of one run. Every process makes one and calls it in step.
 
-    Leaving the context waits for what is being saved.
+    Leaving the context waits for a background save.
     """
 
     def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None]):
@@ -75,7 +70,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Args:
           folder: OUTPUT; the same for all processes.
           keep: number of checkpoints kept; older ones are removed once a newer one is complete.
-          warn: called with a line of text per damaged checkpoint, in process 0.
+          warn: called in process 0 with one line of text per damaged checkpoint.
 
         Raises:
           UserError: the folder cannot be made or written.
@@ -108,7 +103,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Raises:
           UserError: there are checkpoints, but all are damaged.
         """
-        found, broken = _NONE, {}
+        found, broken = -1, {}  # no step
         if jax.process_index() == 0:
             for step in reversed(self.steps()):
                 wrong = damage(self.path(step))
@@ -116,9 +111,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                     found = step
                     break
                 broken[step] = wrong
-            found = _ALL_DAMAGED if found == _NONE and broken else found
         found = _of_first_process(found)
-        if found == _ALL_DAMAGED:
+        if found < 0 and self.steps():
             listed = "; ".join(f"{step}: {wrong}" for step, wrong in broken.items())
             raise UserError(
                 f"{self.path()}: every checkpoint in it is damaged ({listed}); copy one back, or "
@@ -134,8 +128,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 f"resuming from {self.path(found)}"
             )
         multihost_utils.sync_global_devices("damaged checkpoints are put aside")
-        self._manager.orbax.reload()
-        return None if found == _NONE else found
+        self._manager.reload()
+        return None if found < 0 else found
 
     def resume_config(self, step: int, asked: TrainConfig) -> TrainConfig:
         """The configuration to resume with: `asked`, with the model that the run started from.
@@ -146,7 +140,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         item = ocp.args.Composite(config=ocp.args.JsonRestore())
         try:
-            found = self._manager.orbax.restore(step, args=item)["config"]
+            found = self._manager.restore(step, args=item)["config"]
             stored = from_json(TrainConfig, json.dumps(found["asked"]))
             model = from_json(DoSSRConfig, json.dumps(found["model"]))
         except (ConfigError, KeyError, TypeError) as error:
@@ -185,9 +179,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
         only = ocp.args.Composite(params=ocp.args.StandardRestore(dict(abstract.frozen)))
         try:
-            found = self._manager.orbax.restore(step, args=items)
+            found = self._manager.restore(step, args=items)
             with _Manager(frozen, keep=1) as manager:
-                params = manager.orbax.restore(0, args=only).params
+                params = manager.restore(0, args=only).params
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path(step)}: does not fit this version ({_reason(error)}); resume with the "
@@ -203,61 +197,65 @@ class Checkpoints(contextlib.AbstractContextManager):
         *,
         config: TrainConfig,
         model: DoSSRConfig,
-        data: Mapping[str, Any],
-        log: Mapping[str, Any],
+        data: dict[str, Any],
+        log: dict[str, Any],
     ) -> None:
-        """Start saving; returns once the arrays are copied. A step that is there stays.
+        """Start saving; returns once the arrays are copied. A step that is saved already stays.
 
         Args:
-          state: a TrainState; what is frozen in it is saved before the first checkpoint only.
-          config: as asked for. model: the one that is trained; the file that the run started from
-            may have another sampler, prompts or latent scale than `config.model`.
-          data, log: JSON-able, of the same moment.
+          state: a TrainState; its frozen parameters are saved before the first checkpoint only.
+          config: the configuration that was asked for.
+          model: the model that is trained; the file that the run started from may have another
+            sampler, prompts or latent scale than `config.model`.
+          data, log: JSON-able records of the data stream and the log at this step.
 
         Raises:
           UserError: this checkpoint, or the one before, could not be written.
         """
-        if step in self._manager.orbax.all_steps():
+        if step in self._manager.all_steps():
             return
         with self._writing():
-            self._manager.orbax.wait_until_finished()
-            first = not self._manager.orbax.all_steps()
+            self._manager.wait_until_finished()
+            first = not self._manager.all_steps()
             self._check_space(state if first else _without_frozen(state))
             if first:
-                self._save_frozen(state.frozen)
-            self._manager.save(
+                with _Manager(self.folder / _FROZEN, keep=1) as manager:
+                    if manager.all_steps():  # of a run that ended before its first checkpoint
+                        manager.delete(0)
+                    manager.start_saving(0, params=ocp.args.StandardSave(dict(state.frozen)))
+            self._manager.start_saving(
                 step,
                 state=ocp.args.StandardSave(_without_frozen(state)),
                 config=ocp.args.JsonSave(
                     {"asked": json.loads(to_json(config)), "model": json.loads(to_json(model))}
                 ),
-                data=ocp.args.JsonSave(dict(data)),
-                log=ocp.args.JsonSave(dict(log)),
+                data=ocp.args.JsonSave(data),
+                log=ocp.args.JsonSave(log),
             )
 
     def check(self) -> None:
-        """Raise the UserError of a save in the background that failed since."""
+        """Raise the UserError of a background save that has failed."""
         with self._writing():
-            self._manager.orbax.check_for_errors()
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Wait until what is being saved is complete.
+        """Wait until a background save is complete.
 
         Raises:
           UserError: it could not be written.
         """
         with self._writing():
-            self._manager.orbax.wait_until_finished()
+            self._manager.wait_until_finished()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             with self._writing():
-                self._manager.orbax.close()
+                self._manager.close()
         except UserError:
             if kind is None:  # an error on its way says what came first
                 raise
         finally:
-            del self._manager.orbax
+            del self._manager
             # After a failure asyncio tells of it once more when its future is deleted, which may
             # be as late as the end of the process: the silence stays.
             if not self._failed:
@@ -270,15 +268,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         if _of_first_process(free < needed):
             raise OSError(f"it takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
 
-    def _save_frozen(self, frozen: Mapping[str, jax.Array]) -> None:
-        with _Manager(self.folder / _FROZEN, keep=1) as manager:
-            if manager.orbax.all_steps():  # of a run that ended before its first checkpoint
-                manager.orbax.delete(0)
-            manager.save(0, params=ocp.args.StandardSave(dict(frozen)))
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn what goes wrong with files into an error that says what is left."""
+        """Turn file errors into a UserError that names the complete checkpoints."""
         reason = None
         try:
             yield
