@@ -1,8 +1,7 @@
 """Records of a TFDS data set: tf.train.Example messages whose features are byte strings.
 
-The message types are declared here, field by field as TensorFlow publishes them (its
-example.proto and feature.proto), so that neither reading nor writing needs TensorFlow. A map is a
-repeated key-value message on the wire and is declared as that.
+The message types are declared here as TensorFlow publishes them (example.proto, feature.proto), so
+that neither reading nor writing needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,46 +10,39 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-# Message -> its fields as (name, number, type, repeated); a type is "bytes", "string" or a message.
-_MESSAGES = {
-    "BytesList": [("value", 1, "bytes", True)],
-    "Feature": [("bytes_list", 1, "BytesList", False)],
-    "FeatureEntry": [("key", 1, "string", False), ("value", 2, "Feature", False)],
-    "Features": [("feature", 1, "FeatureEntry", True)],
-    "Example": [("features", 1, "Features", False)],
-}
+_MESSAGES = """
+name: "example" package: "e" syntax: "proto3"
+message_type { name: "BytesList"
+  field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "Feature"
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".e.BytesList" } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".e.Features.FeatureEntry"
+    label: LABEL_REPEATED }
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".e.Feature" } } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".e.Features" } }
+"""
 
 
 @functools.cache
 def _example_class() -> type[Any]:
     # Imported here: command lines show their help without the extra that brings protobuf.
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-    Field = descriptor_pb2.FieldDescriptorProto
-    scalars = {"bytes": Field.TYPE_BYTES, "string": Field.TYPE_STRING}
-    file = descriptor_pb2.FileDescriptorProto(name="example", package="e", syntax="proto3")
-    for message, fields in _MESSAGES.items():
-        kind = file.message_type.add(name=message)
-        for name, number, of, repeated in fields:
-            kind.field.add(
-                name=name,
-                number=number,
-                type=scalars.get(of, Field.TYPE_MESSAGE),
-                type_name=None if of in scalars else f".e.{of}",
-                label=Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL,
-            )
     # A separate pool: the types must not clash with TensorFlow's if it is imported.
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("e.Example"))
 
 
 def serialize(features: Mapping[str, bytes]) -> bytes:
-    """A record of `features`; equal features in equal order give equal bytes."""
+    """A record of `features`; equal features give equal bytes."""
     example = _example_class()()
     for key, value in features.items():
-        entry = example.features.feature.add(key=key)
-        entry.value.bytes_list.value.append(value)
+        example.features.feature[key].bytes_list.value.append(value)
     return example.SerializeToString(deterministic=True)
 
 
@@ -62,7 +54,7 @@ def parse(record: bytes) -> dict[str, bytes]:
     """
     example = _example_class().FromString(record)
     return {
-        entry.key: entry.value.bytes_list.value[0]
-        for entry in example.features.feature
-        if entry.value.bytes_list.value
+        key: feature.bytes_list.value[0]
+        for key, feature in example.features.feature.items()
+        if feature.bytes_list.value
     }

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -70,12 +70,10 @@ _MIN_WEBP_BYTES = 30_000  # smaller ones are icons
 
 def embedded_webp(data: bytes) -> Iterator[bytes]:
     """WebP files inside a Qt resource file, which stores them uncompressed."""
-    start = data.find(b"RIFF")
-    while start >= 0:
-        size = struct.unpack_from("<I", data, start + 4)[0] + 8
-        if data[start + 8 : start + 12] == b"WEBP" and start + size <= len(data):
-            yield data[start : start + size]
-        start = data.find(b"RIFF", start + 4)
+    for match in re.finditer(rb"RIFF(....)WEBP", data, re.DOTALL):
+        end = match.start() + 8 + int.from_bytes(match[1], "little")
+        if end <= len(data):
+            yield data[match.start() : end]
 
 
 def photos_in(path: Path, package: Package) -> Iterator[tuple[str, bytes]]:
@@ -102,17 +100,17 @@ def fetch(out: Path) -> int:
         _run(["apt-get", "download", "-q=2", *PACKAGES], work)
         for name, package in PACKAGES.items():
             archive = next(Path(work).glob(f"{name}_*.deb"))
-            root = Path(work) / "unpacked" / name
-            root.mkdir(parents=True)
+            root = Path(work, name)  # made by dpkg-deb
             _run(["dpkg-deb", "-x", str(archive), str(root)], work)
             (out / package.group).mkdir(exist_ok=True)
             for pattern in package.patterns:
                 files = sorted(p for p in root.glob(pattern) if not p.is_symlink())
                 if not files:
                     raise UserError(f"{name}: holds no {pattern}; use the package of Debian 12")
-                for file, data in (photo for path in files for photo in photos_in(path, package)):
-                    (out / package.group / file).write_bytes(data)
-                    rows.append((package.group, file, hashlib.sha256(data).hexdigest()))
+                for path in files:
+                    for file, data in photos_in(path, package):
+                        (out / package.group / file).write_bytes(data)
+                        rows.append((package.group, file, hashlib.sha256(data).hexdigest()))
             shutil.copy(
                 root / "usr/share/doc" / name / "copyright", out / "licences" / f"{name}.copyright"
             )

@@ -7,12 +7,13 @@ a batch holds depends neither on the number of processes nor of workers. See doc
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import grain
@@ -38,66 +39,55 @@ class _Sample(NamedTuple):
     skipped: dict[str, str]
 
 
-class _Read:
-    """Sample number and image index -> image, or the next one in the stream that can be used."""
-
-    def __init__(self, source: Source, order: grain.MapDataset, crop: int):
-        self.source = source
-        self.order = order
-        self.crop = crop
-
-    def __call__(self, number: int, index: int) -> _Sample:
-        skipped = {}
-        for ahead in range(1, min(len(self.source), _MAX_SKIPS) + 1):
-            try:
-                record = self.source[index]
-            except UserError as error:
-                skipped[f"image {index}"] = str(error)
-            else:
-                height, width = record.hr.shape[:2]
-                if min(height, width) >= self.crop:
-                    return _Sample(record, number, skipped)
-                skipped[record.name] = f"{record.name}: {width}x{height} is less than a crop"
-            index = cast(int, self.order[number + ahead])
-        reasons = next(iter(skipped.values()))
-        raise UserError(
-            f"{self.source.path}: {len(skipped)} images in a row cannot be used, the first because "
-            f"of {reasons}; replace them, or lower data.crop ({self.crop})"
-        )
+def _read(source: Source, order: grain.MapDataset, crop: int, number: int, index: int) -> _Sample:
+    """Image `index` for sample `number`, or the next one in the stream that can be used."""
+    skipped = {}
+    for ahead in range(1, min(len(source), _MAX_SKIPS) + 1):
+        try:
+            record = source[index]
+        except UserError as error:
+            skipped[f"image {index}"] = str(error)
+        else:
+            height, width = record.hr.shape[:2]
+            if min(height, width) >= crop:
+                return _Sample(record, number, skipped)
+            skipped[record.name] = f"{record.name}: {width}x{height} is less than a crop"
+        index = cast(int, order[number + ahead])
+    reasons = next(iter(skipped.values()))
+    raise UserError(
+        f"{source.path}: {len(skipped)} images in a row cannot be used, the first because "
+        f"of {reasons}; replace them, or lower data.crop ({crop})"
+    )
 
 
-class _Cut:
-    """Sample -> a square crop of its image at a random scale, flipped and rotated."""
+def _cut(config: DataConfig, sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
+    """A square crop of a sample's image at a random scale, flipped and rotated."""
+    images = _crop(config, sample.record, rng)
+    if config.augment:
+        mirror, turns = rng.integers(2), int(rng.integers(4))
+        images = {
+            name: np.rot90(image[:, ::-1] if mirror else image, turns)
+            for name, image in images.items()
+        }
+    return images | {"id": np.uint32(sample.number % 2**32), "skipped": sample.skipped}
 
-    def __init__(self, config: DataConfig):
-        self.config = config
 
-    def __call__(self, sample: _Sample, rng: np.random.Generator) -> dict[str, Any]:
-        images = self._crop(sample.record, rng)
-        if self.config.augment:
-            mirror, turns = rng.integers(2), int(rng.integers(4))
-            images = {
-                name: np.rot90(image[:, ::-1] if mirror else image, turns)
-                for name, image in images.items()
-            }
-        return images | {"id": np.uint32(sample.number % 2**32), "skipped": sample.skipped}
-
-    def _crop(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        crop = self.config.crop
-        height, width = record.hr.shape[:2]
-        if record.lr is not None:
-            # Not scaled: that would change the very degradation that the pair is there to show.
-            low = crop // SCALE
-            y, x = rng.integers(height // SCALE - low + 1), rng.integers(width // SCALE - low + 1)
-            y_hr, x_hr = SCALE * y, SCALE * x
-            return {
-                "hr": record.hr[y_hr : y_hr + crop, x_hr : x_hr + crop],
-                "lr": record.lr[y : y + low, x : x + low],
-            }
-        scale = max(rng.uniform(*self.config.scale_range), crop / min(height, width))
-        side = min(round(crop / scale), height, width)
-        y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        return {"hr": image_io.resample(record.hr[y : y + side, x : x + side], crop, crop)}
+def _crop(config: DataConfig, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    crop = config.crop
+    height, width = record.hr.shape[:2]
+    if record.lr is not None:
+        # Not scaled: that would change the very degradation that the pair is there to show.
+        low = crop // SCALE
+        y, x = rng.integers(height // SCALE - low + 1), rng.integers(width // SCALE - low + 1)
+        top, left = SCALE * y, SCALE * x
+        return {
+            "hr": record.hr[top : top + crop, left : left + crop],
+            "lr": record.lr[y : y + low, x : x + low],
+        }
+    scale = max(rng.uniform(*config.scale_range), crop / min(height, width))
+    side = min(round(crop / scale), height, width)
+    y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return {"hr": image_io.resample(record.hr[y : y + side, x : x + side], crop, crop)}
 
 
 def _stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -106,27 +96,28 @@ def _stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {n: np.stack([s[n] for s in samples]) for n in sorted(arrays)} | {"skipped": skipped}
 
 
-class Batches:
+class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over the batches of one process; never ends.
 
     A batch is a dict of `hr` uint8 (b, crop, crop, 3), in paired data also `lr` uint8
-    (b, crop/4, crop/4, 3), and `id` uint32 (b,), the samples' numbers modulo 2^32. Of a batch of
-    `config.batch` samples that starts at sample s, process p of P has s + p*b and the b - 1 after
-    it, where b = config.batch / P.
+    (b, crop/4, crop/4, 3), and `id` uint32 (b,), the samples' numbers modulo 2^32. If a batch of
+    `config.batch` samples starts at sample s, process p of P gets samples s + p*b to
+    s + p*b + b - 1, where b = config.batch / P.
 
     Images that cannot be decoded, or are smaller than a crop, are replaced by the next one in the
-    stream that can be used; `skipped` names those that this process has met and says why.
-    `waited` is the time in seconds spent waiting for batches so far.
+    stream that can be used; `skipped` maps the names of those that this process has met to the
+    reason. `waited` is the time in seconds spent waiting for batches so far.
 
     Args:
-      source: where images come from.
-      config: what a batch is.
-      seed: of order, crops, flips and turns.
+      source: the images.
+      config: batch size, crops and workers.
+      seed: determines order, crops, flips and rotations.
       start: number of the sample to start from; see `start_of`.
-      process: number of this process and their count.
+      process: index of this process and number of processes.
 
     Raises:
-      UserError: also from next(): nothing usable is left, or a worker process died.
+      UserError: batch or crop do not divide; from next(): nothing usable is left, or a worker
+        process died.
     """
 
     def __init__(
@@ -154,9 +145,6 @@ class Batches:
         # iterators cannot be closed, or even deleted, once Python has begun to take modules down.
         self._open = [iter(_make_stream(source, config, seed, start, index, count))]
         self._finalizer = weakref.finalize(self, _close_all, self._open)
-
-    def __iter__(self) -> Batches:
-        return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._open:
@@ -207,10 +195,10 @@ def _close_all(iterators: list[grain.DatasetIterator]) -> None:
 
 
 def start_of(state: Mapping[str, Any], source: Source, *, seed: int) -> int:
-    """The `start` that continues a stream from a state of it, saved by any number of processes.
+    """The `start` that resumes a stream from a saved state, whatever the number of processes.
 
     Raises:
-      UserError: the state is of another seed or of other images.
+      UserError: the state belongs to another seed or to other images.
     """
     about = _about(source, seed)
     names = {
@@ -245,7 +233,8 @@ def _make_stream(
 ) -> grain.IterDataset:
     epochs = _FOREVER // len(source) + 1
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
-    samples = order.map_with_index(_Read(source, order, config.crop)).random_map(_Cut(config))
+    images = order.map_with_index(functools.partial(_read, source, order, config.crop))
+    samples = images.random_map(functools.partial(_cut, config))
     batches = samples[start:].batch(config.batch // count, batch_fn=_stack)[index::count]
     if config.workers == 0:
         # More threads than one would only take turns: decoders hold Python's lock.

@@ -37,7 +37,6 @@ from dossr_jax.data.sources import (
     Split,
     list_images,
     listed,
-    split_of,
 )
 from dossr_jax.data.tiles import Options, Tally, make_examples
 from dossr_jax.errors import UserError, require_extra
@@ -74,7 +73,7 @@ def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[
         "paired": images.paired,
         **dataclasses.asdict(options),
     }
-    plan = json.loads(json.dumps(plan))
+    plan = json.loads(json.dumps(plan))  # lists for tuples, as in the files it is compared with
     work = out / UNFINISHED
     try:
         if _is_finished(out, plan):
@@ -95,12 +94,11 @@ def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[
 
 def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
     """Whether `out` is the finished data set of this plan; UserError where it is another's."""
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    finished = (out / INFO_FILE).exists()
-    begun = out / REPORT_FILE if finished else out / UNFINISHED / REPORT_FILE
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    finished = INFO_FILE in names
+    begun = (out if finished else out / UNFINISHED) / REPORT_FILE
     if not begun.exists():
-        if sorted(p.name for p in out.iterdir()) == [UNFINISHED]:
+        if names <= {UNFINISHED}:
             return False
         raise UserError(f"{out}: not empty, and not begun by this command; choose another folder")
     before = json.loads(begun.read_text())
@@ -113,24 +111,22 @@ def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
 
 
 def _make_shards(images: Images, options: Options) -> Iterator[Shard]:
-    """Photos of each split in an order of their names' hashes, so that every shard is a mixture."""
-    names = images.names
+    """Shards of each split; photos are ordered by a hash of their names, to mix them."""
 
-    def rank(photo: int) -> bytes:
-        return hashlib.sha256(f"{options.seed}/{names[photo]}".encode()).digest()
+    def rank(entry: tuple[str, str | None]) -> bytes:
+        return hashlib.sha256(f"{options.seed}/{entry[0]}".encode()).digest()
 
     for split in SPLITS:
-        chosen = [i for i, name in enumerate(names) if split_of(name, options.hold_out) == split]
-        chosen.sort(key=rank)
-        size = max(_SHARD_PHOTOS, math.ceil(len(chosen) / _MAX_SHARDS))
-        for index, start in enumerate(range(0, len(chosen), size)):
-            yield Shard(split, index, images.take(chosen[start : start + size]))
+        entries = sorted(images.of_split(split, options.hold_out).entries, key=rank)
+        size = max(_SHARD_PHOTOS, math.ceil(len(entries) / _MAX_SHARDS))
+        for index, start in enumerate(range(0, len(entries), size)):
+            yield Shard(split, index, Images(images.path, entries[start : start + size]))
 
 
 def _write_shards(shards: Sequence[Shard], out: Path, options: Options, workers: int) -> None:
     missing = [shard for shard in shards if not _tally_of(shard, out).exists()]
-    bar = tqdm(total=sum(len(s.photos) for s in shards), desc="photos", unit="")
-    bar.update(bar.total - sum(len(shard.photos) for shard in missing))
+    total, left = (sum(len(shard.photos) for shard in some) for some in (shards, missing))
+    bar = tqdm(total=total, initial=total - left, desc="photos", unit="")
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=worker.end_with_parent
     )
@@ -247,36 +243,31 @@ def _summary(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    defaults = Options()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("photos", type=Path, help="folder of images, or of LR/HR pairs")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--tile", type=int, default=defaults.tile, help="side of a tile in pixels")
+    parser.add_argument("--tile", type=int, help="side of a tile in pixels")
     parser.add_argument(
         "--halve-above",
         type=float,
         metavar="MEGAPIXELS",
-        default=defaults.halve_above,
         help="halve photos from this size on; 0: none",
     )
     parser.add_argument(
-        "--halve", nargs="*", metavar="PATTERN", default=(), help="halve photos with such names"
+        "--halve", nargs="*", metavar="PATTERN", help="halve photos with such names"
     )
     parser.add_argument(
-        "--hold-out",
-        type=int,
-        default=defaults.hold_out,
-        help="one photo in N is for validation",
+        "--hold-out", type=int, metavar="N", help="one photo in N is for validation"
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of photos")
+    parser.add_argument("--seed", type=int, help="of the order of photos")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    args = parser.parse_args(argv)
-    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
-    values["halve"] = tuple(args.halve)
+    args = vars(parser.parse_args(argv))
+    photos, out, workers = (args.pop(name) for name in ("photos", "out", "workers"))
     try:
         require_extra("train", "array_record", "google.protobuf")
-        options = Options(**values)
-        report = prepare(args.photos, args.out, options, workers=max(1, args.workers))
+        report = prepare(photos, out, Options(**args), workers=max(1, workers))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

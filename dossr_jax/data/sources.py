@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -34,10 +35,14 @@ INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
 UNFINISHED = "unfinished"  # folder inside a data set that is still being prepared
 
 Split = Literal["train", "validation"]
+Side = Literal["hr", "lr"]
 
 _log = logging.getLogger(__name__)
-_HR = re.compile(r"hr|gt", re.IGNORECASE)
-_LR = re.compile(r"lr(_?x?4)?", re.IGNORECASE)
+# Folders and ends of names that say which side of a pair a file is.
+_MARKS: dict[Side, re.Pattern[str]] = {
+    "lr": re.compile(r"lr(_?x?4)?", re.IGNORECASE),
+    "hr": re.compile(r"hr|gt", re.IGNORECASE),
+}
 _LISTED = 5  # file names in a message
 
 
@@ -89,14 +94,14 @@ def open_source(path: Path, *, split: Split, hold_out: int) -> Source:
         return Prepared(path, split)
     if (path / UNFINISHED).exists():
         raise UserError(f"{path}: not finished; run python -m dossr_jax.data.prepare on it again")
-    everything = list_images(path)
-    chosen = [i for i, name in enumerate(everything.names) if split_of(name, hold_out) == split]
-    if not chosen:
+    images = list_images(path)
+    chosen = images.of_split(split, hold_out)
+    if not chosen.entries:
         raise UserError(
-            f"{path}: none of its {len(everything)} images is for {split} at hold_out {hold_out}; "
+            f"{path}: none of its {len(images)} images is for {split} at hold_out {hold_out}; "
             "add images or change hold_out"
         )
-    return everything.take(chosen)
+    return chosen
 
 
 class Images:
@@ -124,26 +129,28 @@ class Images:
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name in (name for entry in self.entries for name in entry if name is not None):
-            digest.update(f"{name}\0{_size_of(self.path / name)}\0".encode())
+        for name in filter(None, itertools.chain(*self.entries)):
+            try:
+                size = (self.path / name).stat().st_size
+            except OSError as error:
+                raise UserError(
+                    f"{self.path / name}: {error.strerror}; check name and permissions"
+                ) from error
+            digest.update(f"{name}\0{size}\0".encode())
         return digest.hexdigest()[:16]
 
-    def take(self, indices: Iterable[int]) -> Images:
-        """A source of some of the images."""
-        return Images(self.path, [self.entries[i] for i in indices])
+    def of_split(self, split: Split, hold_out: int) -> Images:
+        """The images of a split, by `split_of`."""
+        return Images(self.path, [e for e in self.entries if split_of(e[0], hold_out) == split])
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Record:
-        hr, lr = self.entries[index]
-        record = Record(
-            hr,
-            image_io.read_image(self.path / hr),
-            None if lr is None else image_io.read_image(self.path / lr),
-        )
-        _check_sizes(record, self.path / hr)
-        return record
+        name, partner = self.entries[index]
+        hr = image_io.read_image(self.path / name)
+        lr = None if partner is None else image_io.read_image(self.path / partner)
+        return _checked(Record(name, hr, lr), self.path / name)
 
 
 def list_images(path: Path) -> Images:
@@ -183,13 +190,12 @@ def list_images(path: Path) -> Images:
     return pairs
 
 
-def _side_of(name: str) -> tuple[Literal["hr", "lr"] | None, str]:
-    """Which side of a pair a file is by its path, and what it shares with its partner."""
+def _side_of(name: str) -> tuple[Side | None, str]:
+    """Side of a pair that a file is by its path, and the part of the path that partners share."""
     path = PurePosixPath(name)
     stem, _, tail = path.stem.rpartition("_")
     words = [*path.parent.parts, tail if stem else ""]
-    patterns: dict[Literal["hr", "lr"], re.Pattern[str]] = {"lr": _LR, "hr": _HR}
-    for side, pattern in patterns.items():
+    for side, pattern in _MARKS.items():
         marks = [i for i, word in enumerate(words) if pattern.fullmatch(word)]
         if marks:
             folders = [word for i, word in enumerate(words[:-1]) if i not in marks]
@@ -204,7 +210,7 @@ def _check_pairs(pairs: Images) -> None:
             try:
                 with Image.open(pairs.path / str(name)) as image:  # reads the header alone
                     sizes.append(image.size)
-            except Exception:  # Damaged files are reading's business, which skips them.
+            except Exception:  # Reading skips damaged files.
                 return None
         (width, height), (low_width, low_height) = sizes
         if (width, height) == (SCALE * low_width, SCALE * low_height):
@@ -223,7 +229,7 @@ def _check_pairs(pairs: Images) -> None:
 class Prepared:
     """One split of a TFDS data set in ArrayRecord form, as dossr_jax.data.prepare writes it.
 
-    Any other works whose images are the feature `hr` or `image`, with `lr` and `name` or without.
+    It needs a feature `hr` or `image`; `lr` and `name` are optional.
 
     Raises:
       UserError: the split or such features are missing, or its files are damaged.
@@ -270,45 +276,41 @@ class Prepared:
             raise UserError(
                 f"{self.path}: {self._split} record {index} is damaged ({error})"
             ) from error
-        _check_sizes(record, self.path / name)
-        return record
+        return _checked(record, self.path / name)
 
 
 def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    lengths = [int(length) for length in split["shardLengths"]]
+    count = len(split["shardLengths"])
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     files = []
-    for index, length in enumerate(lengths):
-        values = {
-            "DATASET": name,
-            "SPLIT": split["name"],
-            "FILEFORMAT": "array_record",
-            "SHARD_INDEX": f"{index:05d}",
-            "NUM_SHARDS": f"{len(lengths):05d}",
-            "SHARD_X_OF_Y": f"{index:05d}-of-{len(lengths):05d}",
-        }
-        file = path / template.format_map(values)
-        if length > 0:
-            files.append(file)
-            _check_shard(file, length)
+    for index, length in enumerate(map(int, split["shardLengths"])):
+        file = os.fspath(
+            path
+            / template.format(
+                DATASET=name,
+                SPLIT=split["name"],
+                FILEFORMAT="array_record",
+                SHARD_INDEX=f"{index:05d}",
+                NUM_SHARDS=f"{count:05d}",
+                SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
+            )
+        )
+        if length == 0:
+            continue
+        try:
+            found = len(ArrayRecordDataSource(file))
+        except RuntimeError as error:
+            raise UserError(
+                f"{file}: not a whole ArrayRecord file ({error}); prepare it anew"
+            ) from error
+        if found != length:
+            raise UserError(f"{file}: holds {found} records instead of {length}; prepare it anew")
+        files.append(file)
     if not files:
         raise UserError(f"{path}: split {split['name']!r} is empty; prepare it from more images")
-    return ArrayRecordDataSource([os.fspath(file) for file in files])
-
-
-def _check_shard(file: Path, length: int) -> None:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        found = len(ArrayRecordDataSource(os.fspath(file)))
-    except RuntimeError as error:
-        raise UserError(
-            f"{file}: not a whole ArrayRecord file ({error}); prepare it anew"
-        ) from error
-    if found != length:
-        raise UserError(f"{file}: holds {found} records instead of {length}; prepare it anew")
+    return ArrayRecordDataSource(files)
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -316,11 +318,11 @@ def _decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _check_sizes(record: Record, path: Path) -> None:
-    if record.lr is not None and record.hr.shape[:2] != tuple(
-        SCALE * n for n in record.lr.shape[:2]
-    ):
+def _checked(record: Record, path: Path) -> Record:
+    hr, lr = record.hr, record.lr
+    if lr is not None and hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
         raise UserError(f"{path}: not exactly {SCALE} times as large as its LR partner; crop it")
+    return record
 
 
 def _read_json(path: Path) -> dict:
@@ -328,13 +330,6 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); prepare the data set anew") from error
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; check name and permissions") from error
 
 
 def listed(names: Sequence[str]) -> str:

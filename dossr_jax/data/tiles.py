@@ -1,4 +1,4 @@
-"""Photos into encoded tiles."""
+"""Cutting photos into tiles and encoding them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fnmatch
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -26,7 +26,7 @@ _ENCODING = {"format": "WEBP", "lossless": True, "quality": 20, "method": 0}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is done to photos.
+    """How photos are cut and split.
 
     Photos of `halve_above` megapixels and more (0: none) and those whose file name matches a
     pattern of `halve` are halved first, as their finest detail is rarely real; pairs never are.
@@ -35,7 +35,7 @@ class Options:
 
     tile: int = 1024
     halve_above: float = 4.0
-    halve: tuple[str, ...] = ()
+    halve: Sequence[str] = ()
     hold_out: int = 20
     seed: int = 0
 
@@ -46,7 +46,7 @@ class Options:
 
 @dataclasses.dataclass
 class Tally:
-    """What became of some photos; `undecodable` gives reasons by name."""
+    """Counts of tiles, and photos left out; `undecodable` maps names to reasons."""
 
     records: int = 0
     bytes: int = 0
@@ -87,16 +87,15 @@ def _halve(record: Record, options: Options) -> Record:
 def cut(record: Record, side: int) -> Iterator[Record]:
     """Tiles of `side` pixels (or of the whole image's, where that is less) that cover the image.
 
-    They stand on an even grid and overlap as little as covering it allows.
+    They lie on an even grid with as little overlap as possible.
     """
     unit = 1 if record.lr is None else SCALE
-    grid = [_starts(length // unit, side // unit) for length in record.hr.shape[:2]]
+    low = side // unit
+    grid = [_starts(length // unit, low) for length in record.hr.shape[:2]]
     for y, x in itertools.product(*grid):
-        lr = None
-        if record.lr is not None:
-            lr = record.lr[y : y + side // unit, x : x + side // unit]
         top, left = unit * y, unit * x
         hr = record.hr[top : top + side, left : left + side]
+        lr = None if record.lr is None else record.lr[y : y + low, x : x + low]
         yield Record(f"{record.name}@{top},{left}", hr, lr)
 
 

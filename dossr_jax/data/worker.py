@@ -8,10 +8,8 @@ instead of 60 MB and half a second.
 
 from __future__ import annotations
 
-import functools
 import logging
 import multiprocessing
-import multiprocessing.connection
 import multiprocessing.spawn
 import os
 import signal
@@ -20,18 +18,16 @@ import threading
 from typing import Any, cast
 
 _GRAIN_PROCESSES = "grain-process-prefetch"
+_python_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def start_workers_from_here() -> None:
     """Make Grain's worker processes, and no others, take this module for their main one."""
-    prepare = multiprocessing.spawn.get_preparation_data
-    if isinstance(prepare, functools.partial) and prepare.func is _preparation_data:
-        return
-    multiprocessing.spawn.get_preparation_data = functools.partial(_preparation_data, prepare)
+    multiprocessing.spawn.get_preparation_data = _preparation_data
 
 
-def _preparation_data(prepare: Any, name: str) -> dict[str, Any]:
-    data = prepare(name)
+def _preparation_data(name: str) -> dict[str, Any]:
+    data = _python_preparation_data(name)
     if name.startswith(_GRAIN_PROCESSES):
         data.pop("init_main_from_path", None)
         data["init_main_from_name"] = __name__
@@ -48,22 +44,19 @@ def begin(*_: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Make this process end when its parent does, even by SIGKILL."""
+    """Make this worker process end when its parent does, even by SIGKILL."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "for worker processes"
-    sentinel = parent.sentinel
+    assert parent is not None
 
     def watch() -> None:
-        multiprocessing.connection.wait([sentinel])
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 if __name__ == "__mp_main__":
-    for _module in ("jax", "orbax"):
-        sys.modules[_module] = cast(
-            Any, None
-        )  # Importing it now raises ImportError, which Grain expects.
+    for _module in ("jax", "orbax"):  # importing them now raises ImportError, as Grain expects
+        sys.modules[_module] = cast(Any, None)
     # Grain warns that it cannot profile without jax.
     logging.getLogger("absl").setLevel(logging.ERROR)
