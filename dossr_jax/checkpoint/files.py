@@ -24,10 +24,9 @@ def _crc(path: Path) -> int:
 
 def write_file_list(folder: Path) -> None:
     """List the files of the items in a finished folder: name, bytes, CRC-32."""
-    files = [p for item in sorted(folder.iterdir()) if item.is_dir() for p in item.rglob("*")]
     listed = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
-        for path in sorted(files)
+        for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
     (folder / _FILE_LIST).write_text(json.dumps(listed))
@@ -37,11 +36,10 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's folder, in a few words; None if it is whole."""
     try:
         listed = json.loads((folder / _FILE_LIST).read_text())
-        # Sizes first: they tell of a cut copy without reading it all.
-        for name, (size, _) in listed.items():
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes where {size} should be"
-        for name, (_, crc) in listed.items():
+        for name, (size, crc) in listed.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes where {size} should be"
             if _crc(folder / name) != crc:
                 return f"{name} has changed"
     except FileNotFoundError as error:

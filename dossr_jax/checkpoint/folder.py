@@ -86,9 +86,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints."""
-        if not self.path().is_dir():
-            return []
-        return sorted(int(p.name) for p in self.path().iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.path().glob("*") if p.name.isdigit())
 
     def path(self, step: int | None = None) -> Path:
         """Folder of a checkpoint, or of all."""
