@@ -4,10 +4,9 @@ Every network is built from exactly one of these classes, and a saved model carr
 :class:`DoSSRConfig` as JSON, so that weights and shapes never part.
 """
 
-from dossr_jax.config.base import ConfigError, configuration
+from dossr_jax.config.base import ConfigError, configuration, from_json, to_json, with_changes
 from dossr_jax.config.model import DoSSRConfig, RRDBConfig, TextConfig, UNetConfig, VAEConfig
 from dossr_jax.config.sampler import MAX_STEPS, SAMPLERS, ProcessConfig, SamplerConfig
-from dossr_jax.config.serial import from_json, to_json, with_changes
 from dossr_jax.config.train import (
     DataConfig,
     OptimizerConfig,

@@ -1,13 +1,15 @@
-"""Configurations: frozen dataclasses whose values are checked where they are made."""
+"""Configurations: frozen dataclasses that check their values, as JSON, changed field by field."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import pydantic
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dossr_jax.errors import UserError
 
@@ -18,7 +20,9 @@ class ConfigError(UserError, ValueError):
     """A value that a configuration cannot have; the message names field, value and remedy."""
 
 
-@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+@typing.dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(pydantic.Field,)
+)
 def configuration(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass that refuses wrong values.
 
@@ -34,41 +38,73 @@ def configuration(cls: type[T]) -> type[T]:
         try:
             checked_init(self, **values)
         except ValidationError as error:
-            raise ConfigError(describe(error, made)) from None
+            raise ConfigError(_describe(error, made)) from None
 
     made.__init__ = __init__
     return typing.cast(type[T], made)
 
 
-def describe(error: ValidationError, cls: type) -> str:
+def to_json(config: Any) -> str:
+    """JSON text of a configuration; :func:`from_json` is its inverse."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """The configuration of class `cls` that :func:`to_json` wrote.
+
+    Raises:
+      ConfigError: malformed text, unknown fields or wrong values, in one line.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, cls)) from None
+
+
+def with_changes(config: T, changes: Sequence[str]) -> T:
+    """A configuration with fields changed by "section.field=value", the value JSON or plain text.
+
+    Raises:
+      ConfigError: no such field, or a value that it cannot have.
+    """
+    values = json.loads(to_json(config))
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *parents, last = path.split(".")
+        section: Any = values
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not equals or not isinstance(section, dict) or last not in section:
+            place = ".".join(parents)
+            known = ", ".join(section) if isinstance(section, dict) else "no fields"
+            raise ConfigError(
+                f"{change}: give FIELD=VALUE of an existing field; {place or 'the run'} has {known}"
+            )
+        try:
+            section[last] = json.loads(text)
+        except json.JSONDecodeError:
+            section[last] = text
+    return from_json(type(config), json.dumps(values))
+
+
+def _describe(error: ValidationError, cls: type) -> str:
     """One line for all problems of a configuration of class `cls`."""
-    return "; ".join(_describe(dict(problem), cls) for problem in error.errors())
+    return "; ".join(_describe_one(dict(problem), cls) for problem in error.errors())
 
 
-def _describe(problem: dict[str, Any], cls: type) -> str:
+def _describe_one(problem: dict[str, Any], cls: type) -> str:
     path = ".".join(map(str, problem["loc"]))
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # of __post_init__, or of a configuration inside
         return ".".join(filter(None, [path, str(cause)]))
     if problem["type"] == "unexpected_keyword_argument":
-        *parents, name = problem["loc"]
-        owner = cls
-        for parent in parents:
-            owner = _field_type(owner, str(parent))
-        known = ", ".join(getattr(owner, "__dataclass_fields__", {}))
-        return f"{path}: unknown field; {getattr(owner, '__name__', owner)} has {known}"
+        owner: Any = cls
+        for parent in problem["loc"][:-1]:
+            hint = typing.get_type_hints(owner)[parent]
+            owner = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))))
+        known = ", ".join(field.name for field in dataclasses.fields(owner))
+        return f"{path}: unknown field; {owner.__name__} has {known}"
     if problem["type"] == "missing":
         return f"{path}: missing; give a value"
     reason = problem["msg"].replace("Input should", "must", 1)
-    return f"{path} {_shown(problem['input'])}: {reason}"
-
-
-def _field_type(cls: type, name: str) -> Any:
-    return typing.get_type_hints(cls).get(name, cls)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except TypeError:
-        return repr(value)
+    return f"{path} {json.dumps(problem['input'], default=repr)}: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from dossr_jax.config.base import ConfigError, configuration
 from dossr_jax.config.sampler import ProcessConfig, SamplerConfig
@@ -77,7 +77,7 @@ class VAEConfig:
     num_res_blocks: Count = 2
     norm_groups: Count = 32
     patch_size: Count = 1
-    scale_factor: Annotated[float, Field(gt=0)] = 0.18215
+    scale_factor: PositiveFloat = 0.18215
 
     def __post_init__(self) -> None:
         _check_groups([mult * self.base_channels for mult in self.channel_mult], self.norm_groups)
@@ -132,8 +132,8 @@ class TextConfig:
     width: Count = 1024
     layers: Count = 24
     heads: Count = 16
-    skip_layers: Annotated[int, Field(ge=0)] = 1
-    projection_dim: Annotated[int, Field(ge=0)] = 1024
+    skip_layers: NonNegativeInt = 1
+    projection_dim: NonNegativeInt = 1024
 
     def __post_init__(self) -> None:
         if self.skip_layers >= self.layers:

@@ -43,49 +43,41 @@ class ProcessConfig:
 class SamplerConfig:
     """How a model is sampled. Defaults are the published sampler; see docs/samplers.md."""
 
-    steps: Annotated[
-        int, Field(ge=1, le=MAX_STEPS, description=f"network evaluations, 1 to {MAX_STEPS}")
-    ] = 5
-    order: Annotated[
-        Order, Field(description="order of the solver; 1 is advised from 10 steps on")
-    ] = 3
-    solver: Annotated[
-        Solver,
-        Field(
-            description="sde: the domain-shift SDE, as published; ode: its probability-flow ODE; "
-            "asinh: the same ODE, predictions interpolated in asinh(1/lambda)"
-        ),
-    ] = "sde"
-    grid: Annotated[
-        TimeGrid,
-        Field(
-            description="times uniform in t, as published, or uniform in asinh(1/lambda), which "
-            "spends few steps at high noise"
-        ),
-    ] = "uniform"
-    start: Annotated[
-        Start,
-        Field(
-            description="start from the noised LR latent, as published, or from pure noise: then "
-            "sde of order 1 is DDPM and ode of order 1 DDIM; a model is trained for one of them"
-        ),
-    ] = "lr"
-    final_denoise: Annotated[
-        bool, Field(description="return the last prediction, without the noise left at t = 0")
-    ] = False
-    fidelity: Annotated[
-        float, Field(ge=0, le=1, description="0: free detail, 1: keep the pre-restored image")
-    ] = 0.0
-    detail: Annotated[
-        float, Field(description="share of the diffusion's detail that a refiner keeps")
-    ] = 1.0
-    color_fix: Annotated[
-        ColorFix,
-        Field(
-            description="match colours to the pre-restored image: its low frequencies (wavelet), "
-            "these without the autoencoder's error (residual), mean and deviation (adain), or none"
-        ),
-    ] = "wavelet"
+    steps: int = Field(
+        default=5, ge=1, le=MAX_STEPS, description=f"network evaluations, 1 to {MAX_STEPS}"
+    )
+    order: Order = Field(
+        default=3, description="order of the solver; 1 is advised from 10 steps on"
+    )
+    solver: Solver = Field(
+        default="sde",
+        description="sde: the domain-shift SDE, as published; ode: its probability-flow ODE; "
+        "asinh: the same ODE, predictions interpolated in asinh(1/lambda)",
+    )
+    grid: TimeGrid = Field(
+        default="uniform",
+        description="times uniform in t, as published, or uniform in asinh(1/lambda), which "
+        "spends few steps at high noise",
+    )
+    start: Start = Field(
+        default="lr",
+        description="start from the noised LR latent, as published, or from pure noise: then "
+        "sde of order 1 is DDPM and ode of order 1 DDIM; a model is trained for one of them",
+    )
+    final_denoise: bool = Field(
+        default=False, description="return the last prediction, without the noise left at t = 0"
+    )
+    fidelity: float = Field(
+        default=0.0, ge=0, le=1, description="0: free detail, 1: keep the pre-restored image"
+    )
+    detail: float = Field(
+        default=1.0, description="share of the diffusion's detail that a refiner keeps"
+    )
+    color_fix: ColorFix = Field(
+        default="wavelet",
+        description="match colours to the pre-restored image: its low frequencies (wavelet), "
+        "these without the autoencoder's error (residual), mean and deviation (adain), or none",
+    )
 
 
 # Named samplers: the fields that a name sets; steps, fidelity and the rest keep their values.

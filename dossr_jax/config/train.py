@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, WrapValidator
 
-from dossr_jax.config.base import ConfigError, configuration
+from dossr_jax.config.base import ConfigError, configuration, from_json
 from dossr_jax.config.model import Count, DoSSRConfig
 
-Natural = Annotated[int, Field(ge=0)]
-Factor = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -30,11 +28,11 @@ class DataConfig:
     crop: Count = 512
     batch: Count = 16
     presets: Annotated[tuple[str, ...], Field(min_length=1)] = ("realesrgan",)
-    scale_range: tuple[Factor, Factor] = (0.5, 1.0)
+    scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
     augment: bool = True
-    hold_out: Annotated[int, Field(ge=1)] = 20
-    workers: Natural = 1
-    prefetch: Natural = 4
+    hold_out: Count = 20
+    workers: NonNegativeInt = 1
+    prefetch: NonNegativeInt = 4
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
@@ -49,12 +47,12 @@ class OptimizerConfig:
     Gradients of a batch are accumulated over `microbatches`. `ema_decay` 0 keeps no EMA weights.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: Natural = 50
+    warmup: NonNegativeInt = 50
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat = 1.0
     microbatches: Count = 1
     ema_decay: Decay = 0.999
 
@@ -98,12 +96,10 @@ class StageConfig:
         """
 
 
-def _read_stage(value: Any, handler: ValidatorFunctionWrapHandler) -> StageConfig:
+def _read_stage(value: Any, handler: Callable[[Any], Any]) -> StageConfig:
     """A stage as it is, or from the mapping that :func:`to_json` wrote, by its name."""
     if not isinstance(value, Mapping):
         return handler(value)
-    from dossr_jax.config.serial import from_json
-
     name = value.get("name")
     if name not in StageConfig.known:
         known = ", ".join(sorted(StageConfig.known))
@@ -124,11 +120,11 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
-    steps: Natural = 50_000
+    steps: NonNegativeInt = 50_000
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    save_every: Natural = 1000
+    save_every: NonNegativeInt = 1000
     keep: Count = 3
-    validate_every: Natural = 1000
+    validate_every: NonNegativeInt = 1000
     log_every: Count = 20
 
     def __post_init__(self) -> None:
