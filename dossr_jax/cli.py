@@ -14,11 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from dossr_jax import image_io, options
-from dossr_jax.errors import UserError
+from dossr_jax.errors import BAD_INPUT, UserError, command_line
 from dossr_jax.image_io import InputImage
 from dossr_jax.pipeline import Restored, Settings, Upscaler
 
-BAD_INPUT = 2
 _EXAMPLES = """\
 examples:
   python infer.py photo.jpg --output restored
@@ -55,13 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also save the pre-restored image and the decoded one before the colour fix",
     )
-
-    options.add_model_options(parser, default="dossr-mini")
-    options.add_picture_options(parser)
-    options.add_speed_options(parser)
+    options.add_options(parser, default_model="dossr-mini")
     return parser
 
 
+@command_line("stopped; results so far are complete")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -69,25 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0, or 2 if anything could not be read, written or understood.
     """
     args = make_parser().parse_args(arguments)
-    failures: list[str] = []
-    try:
-        fields = options.picture_fields(args)
-        inputs = image_io.find_images(args.input, exclude=args.output)
-        targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
-        image_io.check_folder(args.output)
-        begin = time.perf_counter()
-        upscaler = options.load(args)
-        loaded = time.perf_counter() - begin
-        settings = upscaler.settings(**fields)
-        seconds = _restore_all(upscaler, settings, inputs, targets, args, failures)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; results so far are complete", file=sys.stderr)
-        return 130
-    _summarise(seconds, len(inputs) - len(seconds) - len(failures), failures, loaded, args.output)
-    return BAD_INPUT if failures else 0
+    fields = options.picture_fields(args)
+    inputs = image_io.find_images(args.input, exclude=args.output)
+    targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
+    image_io.check_folder(args.output)
+    begin = time.perf_counter()
+    upscaler = options.load(args)
+    loaded = time.perf_counter() - begin
+    settings = upscaler.settings(**fields)
+    seconds, failed = _restore_all(upscaler, settings, inputs, targets, args)
+    parts = [f"{len(seconds)} restored into {args.output}"]
+    if seconds:
+        parts.append(
+            f"median {statistics.median(seconds):.1f} s per image, {sum(seconds):.1f} s in total, "
+            "including compilation"
+        )
+    if kept := len(inputs) - len(seconds) - failed:
+        parts.append(f"{kept} kept")
+    if failed:
+        parts.append(f"{failed} failed")
+    print("; ".join(parts) + f" (model loaded in {loaded:.1f} s)")
+    return BAD_INPUT if failed else 0
 
 
 def _targets(
@@ -125,14 +124,14 @@ def _restore_all(
     inputs: Sequence[InputImage],
     targets: dict[Path, Path],
     args: argparse.Namespace,
-    failures: list[str],
-) -> list[float]:
-    """Restore and save everything; returns seconds per image, collects failures."""
-    seconds = []
+) -> tuple[list[float], int]:
+    """Restore and save everything; returns the seconds of every result, the number of failures."""
+    seconds, failed = [], 0
     with tqdm(total=len(inputs), unit="image", dynamic_ncols=True) as bar:
 
         def fail(error: UserError | str) -> None:
-            failures.append(str(error))
+            nonlocal failed
+            failed += 1
             bar.write(f"error: {error}", file=sys.stderr)
             bar.update()
 
@@ -160,26 +159,10 @@ def _restore_all(
             height, width = restored.image.shape[:2]
             bar.write(f"{targets[path]}  {width}x{height}  {restored.seconds:.1f} s")
             bar.update()
-    return seconds
+    return seconds, failed
 
 
 def _save(restored: Restored, target: Path, *, stages: bool) -> None:
     for stage in _STAGES if stages else ():
         image_io.write_image(_stage_file(target, stage), getattr(restored, stage))
     image_io.write_image(target, restored.image)
-
-
-def _summarise(
-    seconds: Sequence[float], kept: int, failures: Sequence[str], loaded: float, output: Path
-) -> None:
-    parts = [f"{len(seconds)} restored into {output}"]
-    if seconds:
-        parts.append(
-            f"median {statistics.median(seconds):.1f} s per image, {sum(seconds):.1f} s in total, "
-            "including compilation"
-        )
-    if kept:
-        parts.append(f"{kept} kept")
-    if failures:
-        parts.append(f"{len(failures)} failed")
-    print("; ".join(parts) + f" (model loaded in {loaded:.1f} s)")

@@ -85,16 +85,16 @@ def multiscale_ssim(
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Means of 2x2 places, (b, h/2, w/2, c) of (b, h, w, c) with even sides."""
+    """Means over 2x2 pixels: (b, h/2, w/2, c) from (b, h, w, c) with even sides."""
     b, h, w, c = x.shape
     return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
 def _window_mean(x: Array) -> Array:
-    """Gaussian means (b, h - 10, w - 10, c) around every place where the window fits.
+    """Gaussian means (b, h - 10, w - 10, c) at every position where the window fits.
 
-    A line is cut into overlapping blocks, each times a banded matrix: much faster on a CPU than a
-    convolution of one channel, and than a sum of shifted images when differentiated.
+    Lines are cut into overlapping blocks, each multiplied by a banded matrix: on a CPU much faster
+    than a convolution of one channel, and than a sum of shifted images when differentiated.
     """
     for axis in (1, 2):
         x = jnp.moveaxis(x, axis, -1)
@@ -110,7 +110,7 @@ def _window_mean(x: Array) -> Array:
 
 
 def _band() -> np.ndarray:
-    """Matrix (_BLOCK + 10, _BLOCK) whose columns hold the window, one place further down each."""
+    """Matrix (_BLOCK + 10, _BLOCK) whose column i holds the window from row i on."""
     weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / _SIGMA) ** 2)
     band = np.zeros((_BLOCK + WINDOW - 1, _BLOCK))
     for i in range(_BLOCK):

@@ -17,14 +17,14 @@ _SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 _PICTURE = ("scale", "seed", "prompt", "negative_prompt", "cfg_scale", "strength", "refine")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """--model (by default `default`) and how to load it; see :func:`load`."""
+def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -> None:
+    """Flags for :func:`load`, and for the fields of Settings and of its sampler."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        default=default,
+        default=default_model,
         help=f"{', '.join(BUILT_IN)} (in the package), or a file or folder that "
-        f"'python -m dossr_jax.convert' wrote (default: {default or 'none'})",
+        f"'python -m dossr_jax.convert' wrote (default: {default_model or 'none'})",
     )
     model.add_argument(
         "--preprocessor",
@@ -37,10 +37,6 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None) -
     model.add_argument(
         "--tokenizer", type=Path, help="folder with vocab.json and merges.txt, for free prompts"
     )
-
-
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Flags for the fields of Settings and of its sampler."""
     sampler = parser.add_argument_group(
         "sampler",
         "By default as stored with the model; a converted checkpoint is sampled as published, in\n"
@@ -58,10 +54,6 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture = parser.add_argument_group("picture")
     for name in _PICTURE:
         _add_field(picture, Settings, name)
-
-
-def add_speed_options(parser: argparse.ArgumentParser) -> None:
-    """--tile and --batch-size."""
     speed = parser.add_argument_group(
         "memory and speed",
         "A photo takes 1 to 2 GB per million of its pixels; the networks take the memory of a\n"

@@ -2,7 +2,6 @@
 
 The only file that names mesh axes. Batches are sharded over both axes. Parameters, their EMA and
 the optimizer's moments are sharded over `fsdp`; the step gathers a parameter where it is used.
-Logical axes of an array follow from its shape.
 """
 
 from __future__ import annotations
@@ -19,24 +18,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dossr_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
-# Logical axis -> mesh axes. "out" is an array's last axis, "in" the one before it.
-RULES: Mapping[str, tuple[str, ...]] = {"batch": (DATA, FSDP), "out": (FSDP,), "in": (FSDP,)}
 # Smaller arrays (biases, norms) are kept whole: gathering them costs more than they take.
 _MIN_SPLIT = 2**14
 
-# Each set tells that a cluster starts the processes; jax.distributed finds the rest out itself.
+_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
+# Any of these says that a cluster starts the processes; jax.distributed finds out the rest.
 _CLUSTER_VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
     "COORDINATOR_ADDRESS",
     "SLURM_JOB_NUM_NODES",
     "OMPI_MCA_orte_hnp_uri",
-    "TPU_WORKER_HOSTNAMES",
+    _TPU_HOSTS,
     "MEGASCALE_COORDINATOR_ADDRESS",
 )
 
 
 def initialize_distributed() -> None:
-    """Join the other processes of a run, where the environment speaks of any.
+    """Join the other processes of a run, if the environment names any.
 
     Slurm, Open MPI, GKE and TPU VMs are recognised by JAX. By hand: JAX_COORDINATOR_ADDRESS
     (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Call it before anything asks for devices.
@@ -46,19 +44,15 @@ def initialize_distributed() -> None:
     """
     if jax.distributed.is_initialized():
         return
-    tasks = int(os.environ.get("SLURM_NTASKS", "2"))
-    alone = "SLURM_JOB_NUM_NODES" in os.environ and tasks == 1
-    if alone or not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):
+    found = {name: os.environ[name] for name in _CLUSTER_VARIABLES if os.environ.get(name)}
+    # A Slurm job of one task, or a TPU VM that lists only itself, has no other processes.
+    one_task = "SLURM_JOB_NUM_NODES" in os.environ and os.environ.get("SLURM_NTASKS") == "1"
+    one_host = found.keys() == {_TPU_HOSTS} and "," not in found[_TPU_HOSTS]
+    if not found or one_task or one_host:
         return
-    if _single_host():
-        return
+    numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     options: dict[str, Any] = {
-        option: int(os.environ[name])
-        for option, name in (
-            ("num_processes", "JAX_NUM_PROCESSES"),
-            ("process_id", "JAX_PROCESS_ID"),
-        )
-        if name in os.environ
+        option: int(os.environ[name]) for option, name in numbers.items() if name in os.environ
     }
     try:
         jax.distributed.initialize(os.environ.get("JAX_COORDINATOR_ADDRESS"), **options)
@@ -70,15 +64,8 @@ def initialize_distributed() -> None:
         ) from error
 
 
-def _single_host() -> bool:
-    """Whether the only sign of a cluster is a TPU VM that names itself alone."""
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    others = [n for n in _CLUSTER_VARIABLES if n != "TPU_WORKER_HOSTNAMES" and os.environ.get(n)]
-    return bool(hosts) and "," not in hosts and not others
-
-
 def make_mesh(fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh (data, fsdp) over all devices, those given or all there are.
+    """Mesh (data, fsdp) over the given devices, by default all.
 
     Raises:
       UserError: the number of devices is no multiple of `fsdp`.
@@ -94,14 +81,13 @@ def make_mesh(fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def param_spec(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How an array of the state is split: its last axis that divides, or not at all."""
-    if math.prod(shape) >= _MIN_SPLIT:
-        for axis, logical in ((-1, "out"), (-2, "in")):
-            names = RULES[logical]
-            ways = math.prod(mesh.shape[name] for name in names)
-            if len(shape) >= -axis and ways > 1 and shape[axis] % ways == 0:
+    """How an array of the state is split: its last axis, or else the one before, or not at all."""
+    ways = mesh.shape[FSDP]
+    if math.prod(shape) >= _MIN_SPLIT and ways > 1:
+        for axis in range(1, min(2, len(shape)) + 1):
+            if shape[-axis] % ways == 0:
                 spec: list[Any] = [None] * len(shape)
-                spec[axis] = names
+                spec[-axis] = (FSDP,)
                 return PartitionSpec(*spec)
     return PartitionSpec()
 
@@ -112,25 +98,25 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The given axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
+    """Split the given axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
 def on_each_device(fn: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     """A function of arrays with a batch axis first, applied by every device to its own part.
 
-    For functions in which samples never meet. The compiler splits most of them by itself, but
-    but not one that processes samples one by one: that it would run in full on every device.
+    Samples must not depend on each other. The compiler splits most functions by itself, but a loop
+    over samples it would run in full on every device.
     """
     if mesh.size == 1:
         return fn
-    spec = PartitionSpec(RULES["batch"])
-    # What a loop carries starts as constants, which are not split: the check would refuse them.
+    spec = PartitionSpec((DATA, FSDP))
+    # A loop's initial carry is constant, hence not split: the check would refuse it.
     return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Keep the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -154,12 +140,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A host array, the same in every process, spread as `sharding` says."""
+    """The global array of a host array that is the same in every process."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """A distributed array, whole, on every process."""
+    """The whole of a distributed array, on every process."""
     if not array.is_fully_addressable:
         assert isinstance(array.sharding, NamedSharding) and isinstance(array.sharding.mesh, Mesh)
         array = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))(array)

@@ -89,9 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=3,
         help="timed runs of the first image for the latency, 0 for none (default: %(default)s)",
     )
-    options.add_model_options(parser, default=None)
-    options.add_picture_options(parser)
-    options.add_speed_options(parser)
+    options.add_options(parser, default_model=None)
     return parser
 
 
