@@ -23,7 +23,7 @@ from dossr_jax.training.journal import METRICS_FILE, Journal
 from dossr_jax.training.loop import train
 from dossr_jax.training.stages import RRDBStage
 from dossr_jax.training.state import abstract_run
-from dossr_jax.training.validation import IMAGES, bucket_times, spread_times
+from dossr_jax.training.validation import IMAGES, bucket_times
 
 # A run that goes on is compared with one that did not stop: of the same programs, whichever.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -224,7 +224,7 @@ def test_buckets_cover_the_times_of_the_stage():
     np.testing.assert_array_equal(np.concatenate([*visited.values()]), np.arange(500))
     start = bucket_times(config_of("dossr", times="first"), 3)
     assert list(start) == ["loss_t499-499"] and (start["loss_t499-499"] == 499).all()
-    assert bucket_times(config_of("vae"), 3) == {} and spread_times(config_of("vae"), 3) is None
+    assert bucket_times(config_of("vae"), 3) == {}
 
 
 def test_the_record_loses_what_is_to_come_again(tmp_path):

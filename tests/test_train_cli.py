@@ -14,8 +14,9 @@ from dossr_jax import weights
 from dossr_jax.config import to_json
 from dossr_jax.convert.__main__ import main as convert
 from dossr_jax.convert.readers import read_checkpoint
+from dossr_jax.errors import BAD_INPUT
 from dossr_jax.pipeline import Upscaler
-from dossr_jax.training.cli import BAD_INPUT, main
+from dossr_jax.training.cli import main
 from dossr_jax.training.experiments import configs_folder, list_configs, load_config
 
 # Files and arguments are what counts here; test_training.py has the numbers.

@@ -17,19 +17,15 @@ from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
-from dossr_jax.training import inputs as training_inputs
-from dossr_jax.training import sampling
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
-from dossr_jax.training.initialize import make_model
-from dossr_jax.training.samples import Inputs, draw_normal
+from dossr_jax.training.params import make_model
 from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
 from dossr_jax.training.stages.additions import Additions, coarse_error
-from dossr_jax.training.stages.base import pre_restore_crops
+from dossr_jax.training.stages.base import Inputs, draw_normal, pre_restore_crops
 from dossr_jax.training.stages.dossr import predict_x0
-from dossr_jax.training.stages.linear_code import start_from_linear_code
 from dossr_jax.training.stages.refiner import sharpen_images
-from dossr_jax.training.stages.vae import set_scale_factor
+from dossr_jax.training.stages.vae import set_scale_factor, start_from_linear_code
 
 KEY = jax.random.key(0)
 
@@ -176,9 +172,9 @@ def test_extra_losses_add_to_the_published_one(stage):
     data = DataConfig(crop=48, batch=4)
     plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
     mesh, run = begin(stage, data=data)
-    model = run_state.trained_model(run, run.state)
+    model = run_state.trained_model(run)
     batch = make_batch(crop=48)
-    inputs = training_inputs.make_inputs(plain, mesh, jax.random.key(3))(batch)
+    inputs = run_step.make_inputs(plain, mesh)(jax.random.key_data(jax.random.key(3)), batch)
     published, _ = plain.stage.loss(model, inputs, None)
     got, _ = more.stage.loss(model, inputs, None)
     assert (got > published).all()
@@ -193,11 +189,11 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     sampler is the one that a DoSSR run trains for, whatever file it starts from."""
     _, run = begin("dossr")
     path = tmp_path / "plain.safetensors"
-    weights.save_model(path, run_state.trained_model(run, run.state))
+    weights.save_model(path, run_state.trained_model(run))
     sampler = dataclasses.replace(run.config.model.sampler, color_fix="residual", fidelity=0.5)
     config = dataclasses.replace(run.config.model, sampler=sampler)
     _, run = begin("dossr", init=path, model=config)
-    model = run_state.trained_model(run, run.state)
+    model = run_state.trained_model(run)
     assert model.config.sampler == sampler
     rng = np.random.default_rng(0)
     pre, other = jnp.asarray(rng.random((2, 2, 48, 48, 3)), jnp.float32)
@@ -212,11 +208,11 @@ def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
     """A file without one gets it where its stage asks; nothing else of the file moves."""
     _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
     path = tmp_path / "plain.safetensors"
-    weights.save_model(path, run_state.trained_model(run, run.state))
+    weights.save_model(path, run_state.trained_model(run))
     with pytest.raises(UserError, match="networks are not"):
         begin("dossr", init=path)
     _, joined = begin("refiner", init=path)
-    model = run_state.trained_model(joined, joined.state)
+    model = run_state.trained_model(joined)
     assert all(name.startswith("refiner.") for name in joined.state.learn)
     assert joined.state.frozen.keys() == {*run.state.frozen, *run.state.learn}
     for name, value in {**run.state.frozen, **run.state.learn}.items():
@@ -258,7 +254,7 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     )
     inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
     refined, unrefined = (
-        sampling.sample_images(model, inputs, refine=refine).result for refine in (True, False)
+        latent.sample_images(model, inputs, refine=refine).result for refine in (True, False)
     )
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
@@ -271,9 +267,9 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
     config = make_config("dossr", start="noise")
     mesh, run = begin("dossr", start="noise")
     assert run.config.model.sampler.start == "noise"
-    model = run_state.trained_model(run, run.state)
+    model = run_state.trained_model(run)
     batch, key = make_batch(), jax.random.key(3)
-    inputs = training_inputs.make_inputs(config, mesh, key)(batch)
+    inputs = run_step.make_inputs(config, mesh)(jax.random.key_data(key), batch)
     count = len(batch["hr"])
     t = jnp.arange(count, dtype=jnp.int32) * 900 // count + 50
     got, _ = config.stage.loss(model, inputs, t)
@@ -310,7 +306,7 @@ def test_times_are_uniform_over_what_the_run_trains(stage, low, high):
 def test_control_starts_as_the_prior():
     """A fresh ControlNet changes nothing, whatever the hint, and is the UNet's encoder."""
     _, run = begin("dossr")
-    model = run_state.trained_model(run, run.state)
+    model = run_state.trained_model(run)
     x, hint = jax.random.normal(KEY, (2, 1, 4, 4, 4))
     t, context = jnp.array([700.0]), jnp.ones((1, 1, 8))
     np.testing.assert_array_equal(
@@ -348,11 +344,9 @@ def test_another_architecture_is_refused(tmp_path):
 def test_presets_must_fit_the_pre_restorer():
     data = dataclasses.replace(make_config("rrdb").data, presets=("denoise",))
     with pytest.raises(UserError, match="model.rrdb.scale 1"):
-        training_inputs.lr_scale(make_config("rrdb", data=data))
+        run_step.lr_scale(make_config("rrdb", data=data))
     with pytest.raises(UserError, match="no mud"):
-        training_inputs.lr_scale(
-            make_config("rrdb", data=dataclasses.replace(data, presets=("mud",)))
-        )
+        run_step.lr_scale(make_config("rrdb", data=dataclasses.replace(data, presets=("mud",))))
 
 
 def test_linear_start_is_the_principal_component_code():

@@ -1,6 +1,6 @@
 """Training of a model, stage by stage.
 
-`stages` has one file per stage: what learns, its loss and validation. `initialize` makes the first
+`stages` has one file per stage: what learns, its loss and validation. `params` makes the first
 weights, `state` lays a run out on the devices, `step` advances it, `loop` runs it, `cli` is the
 command. Only `stages` knows what a stage does.
 """

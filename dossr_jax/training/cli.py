@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dossr_jax.config import TrainConfig
-from dossr_jax.errors import UserError, require_extra
+from dossr_jax.errors import UserError, command_line, require_extra
 
-BAD_INPUT = 2
-_EXPORT_DTYPES = ("bfloat16", "float32")
 _EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX")
 _EXAMPLES = """\
 examples:
@@ -79,9 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--export", metavar="FILE", type=Path, help="also write the model here")
     export.add_argument(
         "--export-dtype",
-        choices=_EXPORT_DTYPES,
+        choices=("bfloat16", "float32"),
         default="bfloat16",
-        help="of the weights in that file (default: bfloat16)",
+        help="dtype of the weights in that file (default: bfloat16)",
     )
     export.add_argument(
         "--export-torch",
@@ -92,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line("stopped at once; the same command resumes from the last checkpoint")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
@@ -99,25 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [f"--{n}" for n in ("config", "data", "output") if not getattr(args, n)]
     if missing and not args.list:
         parser.error(f"{', '.join(missing)} needed (or --list)")
-    try:
-        from dossr_jax.training import experiments
+    from dossr_jax.training import experiments  # `--help` needs none of what it imports
 
-        if args.list:
-            for name, summary in experiments.list_configs().items():
-                print(f"{name:18} {summary}")
-            return 0
-        changes = list(args.set)
-        changes += [f"steps={args.steps}"] if args.steps is not None else []
-        changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
-        config = experiments.load_config(args.config, changes)
-        require_extra("train", *_EXTRA)
-        _run(config, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    if args.list:
+        for name, summary in experiments.list_configs().items():
+            print(f"{name:18} {summary}")
+        return 0
+    changes = list(args.set)
+    changes += [f"steps={args.steps}"] if args.steps is not None else []
+    changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
+    config = experiments.load_config(args.config, changes)
+    require_extra("train", *_EXTRA)
+    _run(config, args)
     return 0
 
 
@@ -144,14 +135,14 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     if not trained.complete:
         return
     config, _, state = trained.run
-    model = trained_model(trained.run, state)
+    model = trained_model(trained.run)
     Stage.of(config).finalize(model, lambda: start_crops(trained.source, config))
     if jax.process_index():
         return
     notes = {"recipe": f"{args.config}, {int(state.step)} steps"}
     targets: list[tuple[Path, Any]] = [(args.output / "model.safetensors", None)]
     if args.export:
-        dtype = ml_dtypes.bfloat16 if args.export_dtype == "bfloat16" else None
+        dtype = None if args.export_dtype == "float32" else ml_dtypes.bfloat16
         targets.append((args.export, dtype))
     for path, dtype in targets:
         weights.save_model(path, model, dtype=dtype, notes=notes)

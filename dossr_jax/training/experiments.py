@@ -24,8 +24,8 @@ def list_configs() -> dict[str, str]:
     """Name -> first line of the docstring of every configuration that comes with the package."""
     _import_package()
     found = {}
-    for path in sorted(configs_folder().glob("*.py")):
-        module = importlib.import_module(f"{_PACKAGE}.{path.stem}") if path.stem[0] != "_" else None
+    for path in sorted(configs_folder().glob("[!_]*.py")):
+        module = importlib.import_module(f"{_PACKAGE}.{path.stem}")
         if hasattr(module, "CONFIG"):
             found[path.stem] = (module.__doc__ or "").splitlines()[0]
     return found
@@ -66,8 +66,7 @@ def _import_package() -> None:
 
 
 def _execute(name: str, path: Path) -> ModuleType:
-    folder = [str(path.parent)] if path.stem == "__init__" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:

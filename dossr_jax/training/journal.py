@@ -25,17 +25,17 @@ from dossr_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 _LINE_SECONDS = 30
-_PROTO: Any = event_pb2  # its classes are made when it is imported
+_PROTO: Any = event_pb2  # protobuf makes its classes at import, unseen by type checkers
 
 
 class Journal(contextlib.AbstractContextManager):
     """The record of one run in its folder.
 
-    metrics.jsonl holds a line per log interval and per validation, only of what is the same in
-    every run of the configuration: an interrupted run ends with the bytes of an uninterrupted one.
+    metrics.jsonl holds a line per log interval and per validation, without times of day or speed:
+    an interrupted run ends with the same bytes as an uninterrupted one.
 
     Raises:
-      UserError: also from its methods: the folder cannot be written.
+      UserError: the folder cannot be written; the methods raise it too.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, step: int, validated: bool):
@@ -54,7 +54,7 @@ class Journal(contextlib.AbstractContextManager):
             dynamic_ncols=True,
             smoothing=0,
             disable=not self._writes,
-            # A bar in a file would be a line for every update.
+            # In a log file every update of the bar is a line.
             mininterval=0.2 if sys.stderr.isatty() else 60,
         )
         self.start_clock(step, 0.0)
@@ -62,16 +62,19 @@ class Journal(contextlib.AbstractContextManager):
             with self._writing():
                 _cut(folder / METRICS_FILE, step, validated)
                 self._file = open(folder / METRICS_FILE, "a")
-                self._board = _Board(folder / "tensorboard", step, step + validated)
+                (folder / "tensorboard").mkdir(exist_ok=True)
+                self._board = EventsWriter(str(folder / "tensorboard" / "events"), f".{step}")
+                # Replaces everything shown from this step on.
+                again = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+                self._show(step + validated, session_log=again)
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
         if self._writes:
-            # What did not fit on the disk has been told when metrics.jsonl was written.
-            with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._board.close()
+            for log in (self._file, self._board):
+                # A full disk was already reported when metrics.jsonl was written.
+                with contextlib.suppress(OSError):
+                    log.close()
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -108,12 +111,13 @@ class Journal(contextlib.AbstractContextManager):
             "images_per_second": (step - step_before) * self._config.data.batch / seconds,
             "waiting_for_data": (waited - waited_before) / seconds,
         }
-        self._record(step, "train", metrics, {**metrics, **pace})
+        shown = {**metrics, **pace}
+        self._record(step, "train", metrics, shown)
         self._bar.set_postfix_str(_text({"loss": metrics["loss"]} | pace), refresh=False)
         last = step == self._config.steps
         if last or time.monotonic() - self._said > _LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(f"step {step}/{self._config.steps} {_text({**metrics, **pace})}")
+            self.say(f"step {step}/{self._config.steps} {_text(shown)}")
 
     def validation(self, step: int, metrics: Mapping[str, float], picture: np.ndarray) -> None:
         """Record a validation; `picture` (h, w, 3) uint8 goes to pictures/STEP.png."""
@@ -121,7 +125,7 @@ class Journal(contextlib.AbstractContextManager):
         self.say(f"step {step} validation {_text(metrics)}")
         if self._writes:
             with self._writing():
-                self._board.add(step, summary.image("validation", picture, dataformats="HWC"))
+                self._show(step, summary=summary.image("validation", picture, dataformats="HWC"))
                 target = self._folder / "pictures" / f"{step}.png"
                 target.parent.mkdir(exist_ok=True)
                 temporary = target.with_name(f".{target.name}.tmp")
@@ -137,8 +141,13 @@ class Journal(contextlib.AbstractContextManager):
             self._file.write(json.dumps({"step": step, "kind": kind, **lasting}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-            scalars = [summary.scalar(f"{kind}/{name}", value) for name, value in shown.items()]
-            self._board.add(step, *scalars)
+            for name, value in shown.items():
+                self._show(step, summary=summary.scalar(f"{kind}/{name}", value))
+
+    def _show(self, step: int, **content: Any) -> None:
+        """Write to TensorBoard's file at once: tensorboardX's own writer fails in a thread."""
+        self._board.write_event(_PROTO.Event(wall_time=time.time(), step=step, **content))
+        self._board.flush()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -149,25 +158,6 @@ class Journal(contextlib.AbstractContextManager):
                 f"{self._folder}: the run's logs cannot be written ({error.strerror}); complete "
                 "checkpoints stay; free space and run the same command again to resume from them"
             ) from error
-
-
-class _Board:
-    """TensorBoard's file, written synchronously: tensorboardX's writer fails in a thread."""
-
-    def __init__(self, folder: Path, step: int, purge: int):
-        """Open a file that replaces everything shown from step `purge` on."""
-        folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{step}")
-        again = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
-        self._writer.write_event(_PROTO.Event(wall_time=time.time(), step=purge, session_log=again))
-
-    def add(self, step: int, *summaries: summary.Summary) -> None:
-        for each in summaries:
-            self._writer.write_event(_PROTO.Event(wall_time=time.time(), step=step, summary=each))
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _text(metrics: Mapping[str, float]) -> str:

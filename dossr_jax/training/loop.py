@@ -26,7 +26,7 @@ from dossr_jax.data.pipeline import Batches, start_of
 from dossr_jax.data.sources import Source, open_source
 from dossr_jax.errors import UserError
 from dossr_jax.training.journal import Journal
-from dossr_jax.training.signals import StopRequest
+from dossr_jax.training.signals import stop_requests
 from dossr_jax.training.state import TrainingRun, abstract_run, start_run
 from dossr_jax.training.step import make_train_step
 from dossr_jax.training.validation import Validation, fixed_batch
@@ -35,7 +35,7 @@ _START_CROPS = 200
 
 
 class Trained(NamedTuple):
-    """How a run ended: with its last state in `run`, `complete` if that is after all steps."""
+    """How a run ended: its last state is in `run`; `complete` says whether all steps are done."""
 
     run: TrainingRun
     complete: bool
@@ -63,7 +63,7 @@ def train(
     """Train until the configuration's last step, SIGTERM or Ctrl-C; then the state is saved.
 
     Args:
-      config: of the run; a folder that holds a run of another one is refused.
+      config: of the run; a folder that holds a run with another one is refused.
       data: images (dossr_jax.data.sources).
       output: folder of the run; one that holds a run is resumed.
       init: model file that a new run starts from.
@@ -75,14 +75,18 @@ def train(
     """
     parallel.initialize_distributed()
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(stop_requests())
         mesh = parallel.make_mesh(config.parallel.fsdp)
         parallel.check_batch(config.data.batch, config.optimizer.microbatches, mesh)
-        checkpoints = stack.enter_context(Checkpoints(output, keep=config.keep, warn=_warn))
+        warn = functools.partial(print, file=sys.stderr)
+        checkpoints = stack.enter_context(Checkpoints(output, keep=config.keep, warn=warn))
 
         # --- data, state, programs
         source = open_source(data, split="train", hold_out=config.data.hold_out)
-        held_out = _held_out(config, data, validation) if config.validate_every else None
+        held_out = None
+        if config.validate_every:
+            one_in = 1 if validation else config.data.hold_out  # all of the images given for it
+            held_out = open_source(validation or data, split="validation", hold_out=one_in)
         latest = checkpoints.latest()
         if latest is None:
             crops = functools.partial(start_crops, source, config)
@@ -93,9 +97,7 @@ def train(
         if start.step > config.steps or (start.step == config.steps and start.validated):
             return Trained(start.run, True, source)
         train_step = make_train_step(config, graphdef, mesh)
-        validate = None
-        if held_out is not None:
-            validate = Validation(config, graphdef, mesh, held_out)
+        validate = None if held_out is None else Validation(config, graphdef, mesh, held_out)
         process = jax.process_index(), jax.process_count()
         batches = stack.enter_context(
             Batches(source, config.data, seed=config.seed, start=start.samples, process=process)
@@ -107,34 +109,27 @@ def train(
         # --- the loop
         step, validated = start.step, start.validated or validate is None
         while True:
-            stopping, last = stop.reached(step), step == config.steps
-            if (
-                validate
-                and not (validated or stopping)
-                and (_due(step, config.validate_every) or last)
-            ):
+            stopping, last = stop(step), step == config.steps
+            due = last or _due(step, config.validate_every)
+            if validate and due and not validated and not stopping:
                 with journal.aside():
                     journal.validation(step, *validate(state))
                 validated = True
             if _due(step, config.save_every) or last or stopping:
                 meter.settle()
-                record = {"recent": meter.recent, "validated": validated}
+                log = {"recent": meter.recent, "validated": validated}
+                place = batches.state()
                 with journal.aside():
                     checkpoints.save(
-                        step,
-                        state,
-                        config=asked,
-                        model=config.model,
-                        data=batches.state(),
-                        log=record,
+                        step, state, config=asked, model=config.model, data=place, log=log
                     )
             if last or stopping:
                 break
             state, metrics = train_step(state, parallel.put_batch(next(batches), mesh))
             step, validated = step + 1, validate is None
-            meter.add(step, metrics)
+            meter.settle((step, metrics))
             journal.advance(step)
-            if step == start.step + 1:  # with it went the time of compiling
+            if step == start.step + 1:  # this step's time was mostly compilation
                 meter.settle()
                 journal.start_clock(step, batches.waited)
             if _due(step, config.log_every) or step == config.steps:
@@ -166,17 +161,13 @@ class _Meter:
         self._pending: tuple[int, dict[str, Array]] | None = None
         self.recent = list(recent)
 
-    def add(self, step: int, metrics: dict[str, Array]) -> None:
-        """Take the metrics of a step that was just started, look at those of the one before."""
-        self.settle(then=(step, metrics))
-
-    def settle(self, then: tuple[int, dict[str, Array]] | None = None) -> None:
-        """Wait for the last step, so that `recent` is complete.
+    def settle(self, started: tuple[int, dict[str, Array]] | None = None) -> None:
+        """Wait for the last step, so that `recent` has it; `started`: the one that runs now.
 
         Raises:
-          UserError: its loss or gradient is not finite.
+          UserError: the last step's loss or gradient is not finite.
         """
-        pending, self._pending = self._pending, then
+        pending, self._pending = self._pending, started
         if pending is None:
             return
         step, metrics = pending
@@ -210,12 +201,6 @@ def _resume(
     return _Progress(run._replace(state=saved.state), step, samples, **saved.log)
 
 
-def _held_out(config: TrainConfig, data: Path, validation: Path | None) -> Source:
-    if validation is None:
-        return open_source(data, split="validation", hold_out=config.data.hold_out)
-    return open_source(validation, split="validation", hold_out=1)  # all of its images
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -229,7 +214,3 @@ def _introduction(start: _Progress, output: Path, mesh: Mesh, source: Source) ->
         f"learn, {len(source)} images, {mesh.size} {mesh.devices.flat[0].device_kind} devices "
         f"({layout}), {jax.process_count()} processes"
     )
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -1,8 +1,10 @@
-"""Parameters by dotted name, as in a model file: which learn, how they make a model, LoRA."""
+"""Parameters by dotted name: first values, which learn, LoRA, how they make a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +15,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dossr_jax import parallel, weights
-from dossr_jax.config import DoSSRConfig, TrainConfig
+from dossr_jax.config import DoSSRConfig, SamplerConfig, TrainConfig, VAEConfig
+from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.stages.base import Stage
+from dossr_jax.training.stages.base import Read, Stage
 
 Params = dict[str, Any]  # arrays, or their shapes, by dotted name
 
@@ -26,7 +29,12 @@ _PROJECTIONS = ("to_q.kernel", "to_k.kernel", "to_v.kernel", "to_out.kernel")
 
 def learns(name: str, config: TrainConfig) -> bool:
     """Whether a run trains the parameter of this name; all others are frozen."""
-    return name.startswith(_LORA) or Stage.of(config).learns(name)
+    return is_lora(name) or Stage.of(config).learns(name)
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter is a low-rank factor, which the model itself does not have."""
+    return name.startswith(_LORA)
 
 
 def lora_shapes(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
@@ -53,30 +61,19 @@ def lora_start(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def with_lora(params: Mapping[str, Any]) -> Params:
     """Parameters with every low-rank update added to its projection, and the factors gone."""
-    merged = {name: value for name, value in params.items() if not name.startswith(_LORA)}
+    merged = {name: value for name, value in params.items() if not is_lora(name)}
     for name, a in params.items():
-        if name.startswith(_LORA) and name.endswith(_LORA_A):
-            target = name[len(_LORA) : -len(_LORA_A)]
-            b = params[name[: -len(_LORA_A)] + _LORA_B]
+        if is_lora(name) and name.endswith(_LORA_A):
+            target = name.removeprefix(_LORA).removesuffix(_LORA_A)
+            b = params[f"{_LORA}{target}{_LORA_B}"]
             merged[target] = merged[target] + (a @ b).astype(merged[target].dtype)
     return merged
 
 
-def make_graphdef(config: TrainConfig) -> nnx.GraphDef:
-    """Structure of the model, computing in the run's dtype and rematerialising as it says."""
-    return nnx.split(abstract(config.model, config))[0]
-
-
 def abstract(model: DoSSRConfig, config: TrainConfig) -> DoSSR:
-    """The model of a run with shapes in place of arrays."""
-    return weights.make_abstract(
-        lambda rngs: DoSSR(
-            model,
-            dtype=jnp.dtype(config.parallel.dtype),
-            remat=config.parallel.remat,
-            rngs=rngs,
-        )
-    )
+    """The model, as the run computes it, with shapes in place of arrays."""
+    dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
+    return weights.make_abstract(lambda rngs: DoSSR(model, dtype=dtype, remat=remat, rngs=rngs))
 
 
 def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -86,21 +83,18 @@ def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> DoSSR:
     """The model with the given parameters, LoRA factors merged."""
-    tree: dict[Any, Any] = {}
-    for name, value in with_lora(params).items():
-        *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return nnx.merge(graphdef, nnx.State(tree))
+    flat: dict[Any, Any] = {
+        tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
+        for name, value in with_lora(params).items()
+    }
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def all_gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> Params:
     """Parameters in the compute dtype, whole on every device.
 
-    Cast first, so that devices exchange the small form. Learnt parameters lie split over `fsdp`;
-    the gradient of this is a sum that each device receives its own part of.
+    They are cast first, so that devices exchange fewer bytes. The gradient of this gathering
+    scatters: each device receives the sum for its own shard of the parameters.
     """
     dtype, whole = jnp.dtype(config.parallel.dtype), parallel.replicated(mesh)
     return {
@@ -111,5 +105,69 @@ def all_gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> 
 
 def ema_model(config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, state: Any) -> DoSSR:
     """The model with the EMA weights of a TrainState, or its last ones without EMA. Under jit."""
-    averaged = state.ema or state.learn
-    return build(graphdef, all_gather({**state.frozen, **averaged}, config, mesh))
+    params = state.frozen | (state.ema or state.learn)
+    return build(graphdef, all_gather(params, config, mesh))
+
+
+def make_model(config: DoSSRConfig, seed: int, *, zero_output: bool) -> DoSSR:
+    """A model to train from scratch.
+
+    The two prompt embeddings, which no text tower made, are fixed random vectors. Residual
+    branches start at zero, and with `zero_output` the UNet's output too, so that the first steps
+    are gentle; behind a zero output, however, a ControlNet alone would never learn.
+    """
+    model = DoSSR(config, rngs=nnx.Rngs(seed))
+    for name, param in weights.names_and_params(model):
+        residual = name.endswith((".conv2.kernel", ".proj_out.kernel"))
+        output = zero_output and name == "unet.conv_out.kernel"
+        if (residual and name.startswith(("unet.", "vae."))) or output:
+            param[...] = jnp.zeros_like(param[...])
+    for i, param in enumerate((model.context, model.negative_context)):
+        draw = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), param.shape)
+        # Rounded, so that a model file in bfloat16 stores them exactly.
+        param[...] = draw.astype(jnp.bfloat16).astype(param.dtype)
+    return model
+
+
+def open_start(
+    config: TrainConfig, init: Path | None, crops: Callable[[], np.ndarray]
+) -> tuple[DoSSRConfig, Read]:
+    """Configuration and parameters, by name, of the model that a run starts from.
+
+    Its arguments are those of :func:`dossr_jax.training.state.start_run`.
+
+    Raises:
+      UserError: the file is damaged or holds another architecture.
+    """
+    stage = Stage.of(config)
+    start = stage.starting_config(config.model)
+    if init is None:
+        model = make_model(start, config.seed, zero_output=stage.zero_output)
+        stage.initialize(model, crops)
+        values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
+        return stage.adapt(config.model, model.config, values.__getitem__)
+    stored, tensors = weights.open_model(init)
+    # The text tower takes no part in training: prompts are stored as embeddings.
+    found = dataclasses.replace(stored, text=None)
+    if not any(same_architecture(found, fits) for fits in (config.model, start)):
+        raise UserError(
+            f"{init}: its networks are not the configuration's; give the file that the stage "
+            "before wrote, or one that fits"
+        )
+    shapes = shapes_of(abstract(found, config))
+    unused = ("text.", weights.BUFFER_PREFIX)
+    held = {name: t.shape for name, t in tensors.items() if not name.startswith(unused)}
+    weights.check_names(shapes, held, str(init))
+    return stage.adapt(config.model, found, lambda name: tensors[name].load())
+
+
+def same_architecture(a: DoSSRConfig, b: DoSSRConfig) -> bool:
+    """Whether models have the same networks; latents' scale, prompts and sampler may differ."""
+
+    def networks(config: DoSSRConfig) -> DoSSRConfig:
+        vae = dataclasses.replace(config.vae, scale_factor=VAEConfig.scale_factor)
+        return dataclasses.replace(
+            config, vae=vae, sampler=SamplerConfig(), text=None, prompt="", negative_prompt=""
+        )
+
+    return networks(a) == networks(b)

@@ -5,46 +5,41 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Give a function `reached(step)`: whether to stop after that step, as SIGTERM or Ctrl-C asked.
 
-class StopRequest(contextlib.AbstractContextManager):
-    """Inside this context the first of these signals requests a stop; the second stops at once.
-
-    With several processes, JAX notices SIGTERM in any of them and its coordination service names
-    the step that all can still reach; Ctrl-C is passed on to it.
+    Every process calls it after every step. A second signal stops the process at once. With several
+    processes, JAX notices SIGTERM in any of them and its coordination service names the step that
+    all can still reach; Ctrl-C is passed on to it.
     """
+    together = jax.process_count() > 1
+    asked = False
+    before: dict[int, Any] = {}
 
-    def __init__(self) -> None:
-        self._asked = False
-        self._together = jax.process_count() > 1
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
-            # JAX installs its own handler where processes are joined.
-            if not (self._together and number == signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step`. Ask after every step, in every process."""
-        if self._together:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(number, self._before[signal.Signals(number)])
-        if self._together:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[number])
+        if together:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def reached(step: int) -> bool:
+        return multihost_utils.reached_preemption_sync_point(step) if together else asked
+
+    # JAX installs its own handler of SIGTERM where processes are joined.
+    for number in (signal.SIGINT,) if together else (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield reached
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

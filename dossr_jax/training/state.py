@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,26 +19,28 @@ from jax.sharding import Mesh
 from dossr_jax import parallel
 from dossr_jax.config import OptimizerConfig, TrainConfig
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training import initialize
 from dossr_jax.training.params import (
     Params,
     abstract,
     build,
+    is_lora,
     learns,
     lora_shapes,
     lora_start,
-    make_graphdef,
+    open_start,
     shapes_of,
 )
 from dossr_jax.training.stages.base import Stage
+
+KEY_IMPL = "threefry2x32"  # of the random key whose data a state holds
 
 
 class TrainState(NamedTuple):
     """Everything that a run consists of, one pytree of arrays.
 
     step: int32, steps done. key: uint32 (2,), data of the run's random key. learn: parameters
-    that learn, float32, by name. ema: their EMA, empty without it. opt_state: of
-    optax. frozen: all other parameters; never changed, never seen by the optimizer.
+    that learn, float32, by name. ema: their EMA, empty without it. opt_state: state of the optax
+    optimizer. frozen: all other parameters; never changed, never seen by the optimizer.
     """
 
     step: Array
@@ -51,8 +54,8 @@ class TrainState(NamedTuple):
 class TrainingRun(NamedTuple):
     """A run's state with the structure that makes a model of it.
 
-    `config.model` is the model that is trained: of the file that the run started from it has the
-    scale factor of the latents, prompts and sampler.
+    `config.model` describes the trained model: its scale factor of the latents, prompts and
+    sampler are those of the file that the run started from.
     """
 
     config: TrainConfig
@@ -98,59 +101,48 @@ def start_run(
     Raises:
       UserError: the file is damaged or holds another architecture.
     """
-    model, read = initialize.open_start(config, init, crops)
-    config = dataclasses.replace(config, model=model)
-    shapes = shapes_of(abstract(model, config))
-    factors = lora_shapes(shapes, Stage.of(config).adapter_rank)
+    model, read = open_start(config, init, crops)
+    run = abstract_run(dataclasses.replace(config, model=model), mesh)
 
-    def value(name: str) -> Array:
-        if name in factors:
-            array = lora_start(name, factors[name], config.seed)
-        else:
-            array = read(name)
-        dtype = "float32" if learns(name, config) else config.parallel.frozen_dtype
-        sharding = parallel.state_shardings(array, mesh)
-        return parallel.put(np.asarray(array, jnp.dtype(dtype)), sharding)
+    def fill(leaves: Params) -> Params:
+        filled = {}
+        for name, leaf in leaves.items():
+            array = lora_start(name, leaf.shape, config.seed) if is_lora(name) else read(name)
+            filled[name] = parallel.put(np.asarray(array, leaf.dtype), leaf.sharding)
+        return filled
 
-    names = [*shapes, *factors]
-    learn = {name: value(name) for name in names if learns(name, config)}
-    frozen = {name: value(name) for name in names if not learns(name, config)}
-    fresh = jax.jit(
-        lambda learn: _first(config, learn), out_shardings=_shardings_of(config, learn, mesh)
-    )
-    step, key, ema, opt_state = fresh(learn)
-    state = TrainState(step, key, learn, ema, opt_state, frozen)
-    return TrainingRun(config, make_graphdef(config), state)
+    learn, frozen = fill(run.state.learn), fill(run.state.frozen)
+    fresh = run.state.step, run.state.key, run.state.ema, run.state.opt_state
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, fresh)
+    first = jax.jit(functools.partial(_first, run.config), out_shardings=shardings)
+    step, key, ema, opt_state = first(learn)
+    return run._replace(state=TrainState(step, key, learn, ema, opt_state, frozen))
 
 
 def abstract_run(config: TrainConfig, mesh: Mesh) -> TrainingRun:
     """:func:`start_run` with shapes, dtypes and shardings in place of arrays."""
-    shapes = shapes_of(abstract(config.model, config))
+    model = abstract(config.model, config)
+    shapes = shapes_of(model)
     shapes |= lora_shapes(shapes, Stage.of(config).adapter_rank)
-
-    def leaf(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-
-    learn = {n: leaf(s, "float32") for n, s in shapes.items() if learns(n, config)}
-    frozen_dtype = config.parallel.frozen_dtype
-    frozen = {n: leaf(s, frozen_dtype) for n, s in shapes.items() if not learns(n, config)}
-    step, key, ema, opt_state = jax.eval_shape(lambda tree: _first(config, tree), learn)
+    learn, frozen = {}, {}
+    for name, shape in shapes.items():
+        if learns(name, config):
+            learn[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        else:
+            frozen[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(config.parallel.frozen_dtype))
+    step, key, ema, opt_state = jax.eval_shape(functools.partial(_first, config), learn)
     state = TrainState(step, key, learn, ema, opt_state, frozen)
     shardings = parallel.state_shardings(state, mesh)
     state = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
     )
-    return TrainingRun(config, make_graphdef(config), state)
+    return TrainingRun(config, nnx.split(model)[0], state)
 
 
-def trained_model(run: TrainingRun, state: TrainState, *, ema: bool = True) -> DoSSR:
-    """The whole model with host copies of a state's weights, low-rank updates merged.
-
-    Args:
-      ema: take the EMA weights if there are any, not the last ones.
-    """
-    learn = state.ema if ema and state.ema else state.learn
-    host = {name: parallel.to_host(value) for name, value in {**state.frozen, **learn}.items()}
+def trained_model(run: TrainingRun) -> DoSSR:
+    """The whole model with host copies of the EMA weights, or of the last ones without EMA."""
+    arrays = run.state.frozen | (run.state.ema or run.state.learn)
+    host = {name: parallel.to_host(value) for name, value in arrays.items()}
     return build(run.graphdef, host)
 
 
@@ -158,10 +150,5 @@ def _first(config: TrainConfig, learn: Params) -> tuple[Any, ...]:
     """(step, key, ema, opt_state) of a fresh run whose parameters are `learn`."""
     ema = jax.tree.map(jnp.copy, learn) if config.optimizer.ema_decay else {}
     opt_state = make_optimizer(config.optimizer, config.steps).init(learn)
-    key = jax.random.key_data(jax.random.key(config.seed, impl="threefry2x32"))
+    key = jax.random.key_data(jax.random.key(config.seed, impl=KEY_IMPL))
     return jnp.int32(0), key, ema, opt_state
-
-
-def _shardings_of(config: TrainConfig, learn: Params, mesh: Mesh) -> Any:
-    abstract_state = jax.eval_shape(lambda tree: _first(config, tree), learn)
-    return parallel.state_shardings(abstract_state, mesh)

@@ -1,9 +1,9 @@
-"""The pure training step and its twin that only measures."""
+"""From a batch of host arrays to the next state: degradation, loss, gradient, optimizer."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -15,14 +15,62 @@ from jax.sharding import Mesh
 
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
-from dossr_jax.training.inputs import Batch, make_inputs
+from dossr_jax.data import degradation
+from dossr_jax.draws import Draw
+from dossr_jax.errors import UserError
 from dossr_jax.training.params import Params, all_gather, build, ema_model
-from dossr_jax.training.stages.base import Metrics, Stage
-from dossr_jax.training.state import TrainState, learning_rate, make_optimizer
+from dossr_jax.training.stages.base import Inputs, Metrics, Stage, fold
+from dossr_jax.training.state import KEY_IMPL, TrainState, learning_rate, make_optimizer
+
+Batch = Mapping[str, Any]
 
 _EMA_WARMUP = 10
-# XLA removes on a CPU what keeps recomputed and first computation apart, and then merges the two.
+# On a CPU, XLA removes the barriers around recomputation, then merges it with the first pass.
 _CPU_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def lr_scale(config: TrainConfig) -> int:
+    """Factor between the sides of an HR crop and of its LR partner, given by the degradation.
+
+    Raises:
+      UserError: unknown presets, or a pre-restorer that makes more pixels than the HR crop has.
+    """
+    unknown = set(config.data.presets) - set(degradation.PRESETS)
+    if unknown:
+        known = ", ".join(degradation.PRESETS)
+        raise UserError(f"data.presets: no {', '.join(sorted(unknown))}; there are {known}")
+    scale = degradation.PRESETS[config.data.presets[0]].scale
+    if config.model.rrdb.scale > scale:
+        raise UserError(
+            f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
+            f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
+        )
+    return scale
+
+
+def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inputs]:
+    """Function (key data, batch) -> the stage's inputs, of a batch of dossr_jax.data.pipeline.
+
+    Images without LR partners are degraded here, on the device.
+    """
+    needs_lr = Stage.of(config).needs_lr
+    lr_scale(config)  # refuses presets that do not fit the model
+    presets = degradation.choose_presets(config.data.presets)
+    degrade = parallel.on_each_device(functools.partial(degradation.degrade, presets=presets), mesh)
+
+    def inputs(key_data: Array, batch: Batch) -> Inputs:
+        seed_key = jax.random.wrap_key_data(key_data, impl=KEY_IMPL)
+        keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
+        hr = jnp.asarray(batch["hr"], jnp.float32) / 255
+        if "lr" in batch:
+            lr = jnp.asarray(batch["lr"], jnp.float32) / 255
+        elif needs_lr:
+            lr = degrade(fold(keys, Draw.DEGRADE), hr)
+        else:
+            lr = hr  # the stage does not read it
+        return Inputs(hr, lr, keys)
+
+    return inputs
 
 
 def make_train_step(
@@ -36,33 +84,28 @@ def make_train_step(
     stage = Stage.of(config)
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
+    inputs_of = make_inputs(config, mesh)
     microbatches = config.optimizer.microbatches
 
-    def grads_of(
-        state: TrainState, frozen: Params, key: Array, batch: Batch
-    ) -> tuple[Params, Metrics]:
+    def grads_of(state: TrainState, frozen: Params, batch: Batch) -> tuple[Params, Metrics]:
         """Gradient of the mean loss of a batch, and its metrics."""
 
         def mean_loss(learn: Params) -> tuple[Array, Metrics]:
             model = build(graphdef, {**frozen, **all_gather(learn, config, mesh)})
-            loss, metrics = stage.loss(model, make_inputs(config, mesh, key)(batch), None)
-            return jnp.mean(loss), {k: jnp.mean(v) for k, v in metrics.items()} | {
-                "loss": jnp.mean(loss)
-            }
+            loss, metrics = stage.loss(model, inputs_of(state.key, batch), None)
+            means = {name: jnp.mean(value) for name, value in (metrics | {"loss": loss}).items()}
+            return means["loss"], means
 
         grads, metrics = jax.grad(mean_loss, has_aux=True)(state.learn)
-        return jax.lax.with_sharding_constraint(
-            grads, parallel.state_shardings(grads, mesh)
-        ), metrics
+        shardings = parallel.state_shardings(grads, mesh)
+        return jax.lax.with_sharding_constraint(grads, shardings), metrics
 
     recomputes_on_cpu = config.parallel.remat != "none" and mesh.devices.flat[0].platform == "cpu"
     options = _CPU_REMAT if recomputes_on_cpu else None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-        frozen = all_gather(state.frozen, config, mesh)
-        one = functools.partial(grads_of, state, frozen, key)
+        one = functools.partial(grads_of, state, all_gather(state.frozen, config, mesh))
         if microbatches == 1:
             grads, metrics = one(batch)
         else:
@@ -70,13 +113,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.learn)
         learn = cast(Params, optax.apply_updates(state.learn, updates))
         metrics |= {"grad_norm": optax.tree.norm(grads), "rate": jnp.asarray(rate(state.step))}
-        new = TrainState(
+        new = state._replace(
             step=state.step + 1,
-            key=state.key,
             learn=learn,
             ema=_update_ema(config.optimizer.ema_decay, state, learn),
             opt_state=opt_state,
-            frozen=state.frozen,
         )
         return jax.lax.with_sharding_constraint(new, parallel.state_shardings(new, mesh)), metrics
 
@@ -117,18 +158,17 @@ def _update_ema(decay: float, state: TrainState, learn: Params) -> Params:
 def make_eval_step(
     config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Array | None], Metrics]:
-    """The jitted function (state, batch, t) -> metrics of every sample, each (b,).
+    """The jitted function (state, batch, t) -> metrics per sample, each (b,).
 
     It uses the EMA weights; t (b,) int32 are the times of a latent stage, None draws them.
     The draws depend only on the samples' ids and the run's key.
     """
-    stage = Stage.of(config)
+    stage, inputs_of = Stage.of(config), make_inputs(config, mesh)
 
     @jax.jit
     def eval_step(state: TrainState, batch: Batch, t: Array | None) -> Metrics:
-        key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
         model = ema_model(config, graphdef, mesh, state)
-        loss, metrics = stage.loss(model, make_inputs(config, mesh, key)(batch), t)
+        loss, metrics = stage.loss(model, inputs_of(state.key, batch), t)
         return metrics | {"loss": loss}
 
     return eval_step

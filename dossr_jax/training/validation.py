@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,35 +19,28 @@ from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Source
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.training.inputs import Batch, make_inputs
 from dossr_jax.training.params import ema_model
 from dossr_jax.training.stages.base import Stage
-from dossr_jax.training.state import TrainState
-from dossr_jax.training.step import make_eval_step
+from dossr_jax.training.state import KEY_IMPL, TrainState
+from dossr_jax.training.step import Batch, make_eval_step, make_inputs
 
 IMAGES = 12
 _BUCKETS = 5
-_PICTURE_SIDE = 2048  # of a grid, about, in pixels
-
-
-class Report(NamedTuple):
-    """Means over the images, and a grid (h, w, 3) uint8: input, output and HR side by side."""
-
-    metrics: dict[str, float]
-    picture: np.ndarray
+_PICTURE_SIDE = 2048  # approximate height of the grid in pixels
 
 
 class Validation:
-    """Function from a state to its :class:`Report`; every process makes one and calls it in step.
+    """Function from a state to metrics and a picture; every process calls it at the same step.
 
-    Metrics are the `loss`, in latent stages also that of every range of times (`loss_tA-B`), and
+    The picture (h, w, 3) uint8 has input, output and HR side by side. Metrics are means over the
+    images: the `loss`, in latent stages also that of every range of times (`loss_tA-B`), and
     `psnr_y` and `ssim_y` of what the stage makes: the pre-restored image, the autoencoder's, the
     prior's denoised in one step, or the one that the model's own sampler makes, before the
     colour fix or, in the refiner's stage, after all.
     """
 
     def __init__(self, config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, source: Source):
-        self._config, self._mesh = config, mesh
+        self._config, self._sharding = config, parallel.batch_sharding(mesh)
         self._eval = make_eval_step(config, graphdef, mesh)
         self._show = make_show(config, graphdef, mesh)
         # No larger than what training runs at once, so that it fits in memory.
@@ -56,36 +50,30 @@ class Validation:
         index = np.arange(-(-IMAGES // size) * size) % IMAGES
         self._parts = index.reshape(-1, size)
         images = fixed_batch(source, config.data, IMAGES)
-        parts = [self._put({k: v[i] for k, v in images.items()}) for i in self._parts]
         degrade = _make_degrade(config, mesh)
-        self._batches = [batch | {"lr": degrade(batch)} for batch in parts]
+        self._batches = []
+        for part in self._parts:
+            batch = {name: parallel.put(a[part], self._sharding) for name, a in images.items()}
+            self._batches.append(batch | {"lr": degrade(batch)})
 
-    def __call__(self, state: TrainState) -> Report:
+    def __call__(self, state: TrainState) -> tuple[dict[str, float], np.ndarray]:
         buckets = bucket_times(self._config, IMAGES)
         losses = {
             name: self._over_images(lambda b, t: self._eval(state, b, t)["loss"], t)
             for name, t in (buckets or {"loss": None}).items()
         }
-        shown = self._over_images(
-            lambda b, t: self._show(state, b, t), spread_times(self._config, IMAGES)
-        )
-        measured = {"loss": float(np.mean(list(losses.values())))}
-        measured |= {name: float(np.mean(loss)) for name, loss in losses.items()}
-        measured |= {name: float(np.mean(shown[name])) for name in ("psnr_y", "ssim_y")}
-        return Report(measured, _grid(shown["input"], shown["output"], shown["hr"]))
-
-    def _put(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        sharding = parallel.batch_sharding(self._mesh)
-        return {name: parallel.put(array, sharding) for name, array in arrays.items()}
+        times = next(iter(bucket_times(self._config, IMAGES, buckets=1).values()), None)
+        shown = self._over_images(lambda b, t: self._show(state, b, t), times)
+        picture = _grid(*(shown.pop(name) for name in ("input", "output", "hr")))
+        measured = {"loss": list(losses.values()), **losses, **shown}
+        return {name: float(np.mean(values)) for name, values in measured.items()}, picture
 
     def _over_images(self, fn: Callable[..., Any], t: np.ndarray | None) -> Any:
-        """Host arrays, images first, of what fn(batch, times) gives for all batches."""
-        results = [
-            jax.tree.map(
-                parallel.to_host, fn(b, None if t is None else self._put({"t": t[i]})["t"])
-            )
-            for b, i in zip(self._batches, self._parts, strict=True)
-        ]
+        """What fn(batch, times) gives for all images, as host arrays with the images first."""
+        results = []
+        for batch, part in zip(self._batches, self._parts, strict=True):
+            times = None if t is None else parallel.put(t[part], self._sharding)
+            results.append(jax.tree.map(parallel.to_host, fn(batch, times)))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:IMAGES], *results)
 
 
@@ -99,39 +87,31 @@ def fixed_batch(source: Source, config: DataConfig, count: int) -> dict[str, np.
 
 
 def _make_degrade(config: TrainConfig, mesh: Mesh) -> Callable[[Batch], Array]:
-    """Jitted function from a batch to its LR images, uint8: what they are on its grid anyway.
+    """Jitted function from a batch to its LR images, uint8, which loses nothing.
 
-    Degradation takes long to compile; the other programs are spared it.
+    Degradation takes long to compile: done once here, the other programs need not contain it.
     """
-    make = make_inputs(config, mesh, jax.random.key(config.seed, impl="threefry2x32"))
-    return jax.jit(lambda batch: jnp.round(255 * make(batch).lr).astype(jnp.uint8))
+    inputs_of = make_inputs(config, mesh)
+    key = jax.random.key_data(jax.random.key(config.seed, impl=KEY_IMPL))
+    return jax.jit(lambda batch: jnp.round(255 * inputs_of(key, batch).lr).astype(jnp.uint8))
 
 
-def _time_range(config: TrainConfig) -> tuple[int, int] | None:
-    """Times that a stage trains at, from the first to before the second."""
-    return Stage.of(config).time_range(make_schedule(config.model.process))
+def bucket_times(
+    config: TrainConfig, count: int, *, buckets: int = _BUCKETS
+) -> dict[str, np.ndarray]:
+    """Name -> evenly spaced times (count,) int32, for every part of a stage's range of times.
 
-
-def _spread(low: float, high: float, count: int) -> np.ndarray:
-    return (low + (high - low) * (np.arange(count) + 0.5) / count).astype(np.int32)
-
-
-def spread_times(config: TrainConfig, count: int) -> np.ndarray | None:
-    """Times (count,) int32 even over the range a stage trains at; None without times."""
-    limits = _time_range(config)
-    return None if limits is None else _spread(*limits, count)
-
-
-def bucket_times(config: TrainConfig, count: int) -> dict[str, np.ndarray]:
-    """Name -> times (count,) int32 of every part of that range; empty without times."""
-    limits = _time_range(config)
+    Empty for a stage without times.
+    """
+    limits = Stage.of(config).time_range(make_schedule(config.model.process))
     if limits is None:
         return {}
     low, high = limits
-    edges = np.linspace(low, high, min(_BUCKETS, high - low) + 1)
+    edges = np.linspace(low, high, min(buckets, high - low) + 1)
+    places = np.arange(count) + 0.5
     return {
-        f"loss_t{round(a)}-{round(b) - 1}": _spread(a, b, count)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        f"loss_t{round(a)}-{round(b) - 1}": (a + (b - a) * places / count).astype(np.int32)
+        for a, b in itertools.pairwise(edges)
     }
 
 
@@ -139,11 +119,11 @@ def make_show(
     config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Array | None], dict[str, Array]]:
     """Jitted (state, batch, t) -> `input`, `output`, `hr` (b, h, w, 3) and measures (b,)."""
+    inputs_of = make_inputs(config, mesh)
 
     @jax.jit
     def show(state: TrainState, batch: Batch, t: Array | None) -> dict[str, Array]:
-        key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-        inputs = make_inputs(config, mesh, key)(batch)
+        inputs = inputs_of(state.key, batch)
         model = ema_model(config, graphdef, mesh, state)
         source, output = Stage.of(config).show(model, inputs, t)
         output = jnp.clip(output.astype(jnp.float32), 0, 1)
@@ -161,7 +141,7 @@ def make_show(
 
 
 def _grid(*columns: np.ndarray) -> np.ndarray:
-    """Columns (n, h, w, 3) in [0, 1] side by side, uint8, as many rows as a picture takes."""
+    """Columns (n, h, w, 3) in [0, 1] side by side, uint8, as many rows as fit."""
     rows = max(2, _PICTURE_SIDE // columns[0].shape[1])
     picture = np.concatenate([np.concatenate([*c[:rows]], axis=0) for c in columns], axis=1)
     return np.round(255 * picture).astype(np.uint8)

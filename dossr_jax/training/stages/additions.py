@@ -8,16 +8,15 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from jax import Array
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from dossr_jax import method, metrics
 from dossr_jax.config import ConfigError, TrainConfig, configuration
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import fold
-from dossr_jax.training.stages.base import mean_of
+from dossr_jax.training.stages.base import fold, mean_of
 
-CoarseWeights = tuple[Annotated[float, Field(ge=0)], ...]
+CoarseWeights = tuple[NonNegativeFloat, ...]
 
 _SSIM_SCALES = 3  # of SSIM as a loss
 _VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
@@ -34,8 +33,8 @@ class Additions:
     """
 
     coarse_weights: CoarseWeights = ()
-    image_weight: Annotated[float, Field(ge=0)] = 0.0
-    ssim_weight: Annotated[float, Field(ge=0)] = 0.0
+    image_weight: NonNegativeFloat = 0.0
+    ssim_weight: NonNegativeFloat = 0.0
     learn_vae_decoder: bool = False
     first_step_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
@@ -45,8 +44,8 @@ class Additions:
 
     def check(self, config: TrainConfig) -> None:
         """Refuse crops that the losses cannot be taken of."""
-        check_coarse(self.coarse_weights, config.data.crop, pixel=config.model.vae.downscale)
-        check_ssim(self.ssim_weight, config.data.crop)
+        pixel = config.model.vae.downscale
+        check_crop(config.data.crop, self.coarse_weights, self.ssim_weight, pixel=pixel)
 
     def learns(self, name: str) -> bool:
         """Whether a parameter learns because of these losses."""
@@ -93,18 +92,18 @@ def dissimilarity(image: Array, hr: Array) -> Array:
     return 1 - metrics.multiscale_ssim(image, hr, data_range=1.0, scales=_SSIM_SCALES)
 
 
-def check_coarse(weights: Sequence[float], crop: int, *, pixel: int) -> None:
-    """Refuse crops whose grid of `pixel` HR pixels cannot be halved once per weight."""
-    if crop % (pixel << len(weights)):
+def check_crop(
+    crop: int, coarse_weights: Sequence[float], ssim_weight: float = 0.0, *, pixel: int = 1
+) -> None:
+    """Refuse crops whose grid of `pixel` HR pixels cannot be halved once per coarse weight, and
+    those too small for SSIM at three scales."""
+    unit = pixel << len(coarse_weights)
+    if crop % unit:
         raise ConfigError(
-            f"data.crop {crop}: must be a multiple of {pixel << len(weights)} for "
-            f"{len(weights)} coarse_weights"
+            f"data.crop {crop}: must be a multiple of {unit} for "
+            f"{len(coarse_weights)} coarse_weights"
         )
-
-
-def check_ssim(weight: float, crop: int) -> None:
-    """Refuse crops too small for SSIM at three scales."""
-    if weight and (crop < 44 or crop % 4):
+    if ssim_weight and (crop < 44 or crop % 4):
         raise ConfigError(
             f"data.crop {crop}: must be 44 or more and a multiple of 4 for ssim_weight"
         )

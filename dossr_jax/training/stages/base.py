@@ -1,22 +1,35 @@
-"""What every stage is made of: its configuration, and what the trainer asks of it."""
+"""What every stage is made of: samples, random draws, and what the trainer asks of a stage.
+
+All randomness of a sample derives from its key, so that its loss depends neither on its place in
+the batch nor on the number of devices or processes.
+"""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from dossr_jax.config import DoSSRConfig, StageConfig, TrainConfig, configuration
 from dossr_jax.diffusion.schedule import Schedule
+from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Inputs
 
 Metrics = dict[str, Array]
 Read = Callable[[str], np.ndarray]  # parameter of a model file by its dotted name
+
+
+class Inputs(NamedTuple):
+    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key per sample (b,)."""
+
+    hr: Array
+    lr: Array
+    keys: Array
 
 
 @configuration
@@ -76,6 +89,16 @@ class Stage(StageConfig, abc.ABC):
 
     def finalize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
         """Complete a trained model before it is exported, given HR crops uint8."""
+
+
+def fold(keys: Array, data: int | Array) -> Array:
+    """Keys (b,) for one purpose out of the samples' keys."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def draw_normal(keys: Array, purpose: Draw | Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise (b, *shape) for one purpose, from each sample's key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, purpose))
 
 
 def pre_restore_crops(model: DoSSR, inputs: Inputs) -> Array:

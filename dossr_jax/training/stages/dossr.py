@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from dossr_jax import method
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
@@ -17,11 +17,17 @@ from dossr_jax.diffusion.schedule import Schedule, make_schedule
 from dossr_jax.diffusion.solver import Point
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Inputs, draw_normal
-from dossr_jax.training.sampling import sample_images
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.additions import Additions
-from dossr_jax.training.stages.base import Metrics, Read, Stage, mean_of, pre_restore_crops
+from dossr_jax.training.stages.base import (
+    Inputs,
+    Metrics,
+    Read,
+    Stage,
+    draw_normal,
+    mean_of,
+    pre_restore_crops,
+)
 
 _DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 
@@ -43,7 +49,7 @@ class DoSSRStage(Stage):
     times: Literal["all", "visited", "first"] = "all"
     prompts: latent.Prompts = "empty"
     learn_decoder: bool = False
-    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_rank: NonNegativeInt = 0
     additions: Additions = Additions()
     zero_output: ClassVar[bool] = False  # behind a zero output a ControlNet would never learn
 
@@ -92,7 +98,7 @@ class DoSSRStage(Stage):
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the model's own sampler makes, before the colour fix."""
-        return inputs.lr, sample_images(model, inputs, refine=False).decoded
+        return inputs.lr, latent.sample_images(model, inputs, refine=False).decoded
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read

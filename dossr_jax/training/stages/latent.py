@@ -1,4 +1,4 @@
-"""What the stages that train on latents share: times, prompts, latents and the plain loss."""
+"""What the latent stages share: times, prompts, latents, the plain loss, the model's sampler."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dossr_jax import method
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.diffusion.solver import make_table
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Inputs, draw_normal, fold
-from dossr_jax.training.stages.base import mean_of
+from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.training.stages.base import Inputs, draw_normal, fold, mean_of
 
 Prompts = Literal["empty", "both"]  # the empty prompt as published, or both stored ones equally
 
@@ -60,3 +62,32 @@ def diffusion_loss(
     alpha, sigma, eta = take_levels(make_schedule(model.config.process).no_shift(), t)
     x = process.q_sample(x0, x0, alpha, sigma, eta, eps)
     return mean_of((model.predict_noise(x, t, context, hint).astype(jnp.float32) - eps) ** 2)
+
+
+def sample_images(model: DoSSR, inputs: Inputs, *, refine: bool) -> method.Restoration:
+    """What the model's sampler, prompt and colour fix make of the LR images, in float32.
+
+    This is dossr_jax.method on whole crops. refine: run the refiner of a model that has one.
+    """
+    sampler = model.config.sampler
+    height, width = inputs.hr.shape[1:3]
+    pre = model.pre_restore(inputs.lr, (height, width)).astype(jnp.float32)
+    size = jnp.array([height // UPSCALE, width // UPSCALE], jnp.int32)
+    return method.restore_images(
+        model,
+        inputs.lr,
+        pre,
+        jnp.broadcast_to(size, (len(pre), 2)),
+        table=make_table(make_schedule(model.config.process), sampler),
+        controls=method.Controls(
+            context=model.context[...],
+            negative_context=model.negative_context[...],
+            cfg_scale=1.0,
+            strength=1.0,
+            fidelity=sampler.fidelity,
+            detail=sampler.detail,
+        ),
+        noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
+        fix=sampler.color_fix,
+        refine=refine,
+    )

@@ -12,9 +12,8 @@ from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Inputs, draw_normal
 from dossr_jax.training.stages import latent
-from dossr_jax.training.stages.base import Metrics, Stage
+from dossr_jax.training.stages.base import Inputs, Metrics, Stage, draw_normal
 
 
 @configuration

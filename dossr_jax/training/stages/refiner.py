@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from pydantic import Field
+from pydantic import NonNegativeFloat
 
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
@@ -18,16 +18,14 @@ from dossr_jax.data import degradation
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.training.samples import Inputs
-from dossr_jax.training.sampling import sample_images
 from dossr_jax.training.stages.additions import (
     CoarseWeights,
-    check_coarse,
-    check_ssim,
+    check_crop,
     coarse_error,
     dissimilarity,
 )
-from dossr_jax.training.stages.base import Metrics, Read, Stage, mean_of, psnr
+from dossr_jax.training.stages.base import Inputs, Metrics, Read, Stage, mean_of, psnr
+from dossr_jax.training.stages.latent import sample_images
 
 # The refiner learns at the mean of restored and pre-restored image, which is closer to the truth
 # than either. How much detail a picture gets is up to its sampler.
@@ -42,12 +40,11 @@ class RefinerStage(Stage):
 
     name: Literal["refiner"] = "refiner"
     coarse_weights: CoarseWeights = ()
-    ssim_weight: Annotated[float, Field(ge=0)] = 0.0
-    sharpen: Annotated[float, Field(ge=0)] = 0.0
+    ssim_weight: NonNegativeFloat = 0.0
+    sharpen: NonNegativeFloat = 0.0
 
     def check(self, config: TrainConfig) -> None:
-        check_coarse(self.coarse_weights, config.data.crop, pixel=1)
-        check_ssim(self.ssim_weight, config.data.crop)
+        check_crop(config.data.crop, self.coarse_weights, self.ssim_weight)
         if not config.model.refiner:
             raise ConfigError("model.refiner false: this stage trains the refiner; set it to true")
         preset = config.data.presets[0]

@@ -9,9 +9,8 @@ from jax import Array
 
 from dossr_jax.config import TrainConfig, configuration
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.samples import Inputs
-from dossr_jax.training.stages.additions import CoarseWeights, check_coarse, coarse_error
-from dossr_jax.training.stages.base import Metrics, Stage, mean_of, pre_restore_crops, psnr
+from dossr_jax.training.stages.additions import CoarseWeights, check_crop, coarse_error
+from dossr_jax.training.stages.base import Inputs, Metrics, Stage, mean_of, pre_restore_crops, psnr
 
 
 @configuration
@@ -22,7 +21,7 @@ class RRDBStage(Stage):
     coarse_weights: CoarseWeights = ()
 
     def check(self, config: TrainConfig) -> None:
-        check_coarse(self.coarse_weights, config.data.crop, pixel=1)
+        check_crop(config.data.crop, self.coarse_weights)
 
     def learns(self, name: str) -> bool:
         return name.startswith("rrdb.")
