@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_and_survived(photos, whole, tmp_path):
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, -1));"
-        "from dossr_jax.data import prepare; prepare.main(sys.argv[1:])"
+        "from dossr_jax.data import prepare; sys.exit(prepare.main(sys.argv[1:]))"
     )
     result = subprocess.run(
         [sys.executable, "-c", limited, photos, tmp_path / "set", "--tile", "32"],

@@ -344,9 +344,11 @@ def test_another_architecture_is_refused(tmp_path):
 def test_presets_must_fit_the_pre_restorer():
     data = dataclasses.replace(make_config("rrdb").data, presets=("denoise",))
     with pytest.raises(UserError, match="model.rrdb.scale 1"):
-        run_step.lr_scale(make_config("rrdb", data=data))
-    with pytest.raises(UserError, match="no mud"):
-        run_step.lr_scale(make_config("rrdb", data=dataclasses.replace(data, presets=("mud",))))
+        run_step.choose_presets(make_config("rrdb", data=data))
+    with pytest.raises(UserError, match="mud"):
+        run_step.choose_presets(
+            make_config("rrdb", data=dataclasses.replace(data, presets=("mud",)))
+        )
 
 
 def test_linear_start_is_the_principal_component_code():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dossr_jax.convert.conversion import DTYPES, convert
-from dossr_jax.errors import UserError
+from dossr_jax.errors import command_line
 
 _EPILOG = """\
 INPUT is one of
@@ -87,16 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line("stopped; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, 2 for bad input."""
-    arguments = _parser().parse_args(argv)
-    try:
-        convert(**vars(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    convert(**vars(_parser().parse_args(argv)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from dossr_jax.crosscheck import host, report
 from dossr_jax.crosscheck.entries import HOST, TWIN, Entry, find_entries
 from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder, open_folder
 from dossr_jax.crosscheck.networks import Runner
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, command_line
 
 DTYPES = ("float64", "float32")
 _TITLES = {
@@ -82,32 +81,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line("stopped")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     args = _parser().parse_args(argv)
     dtypes = (HOST, *(DTYPES if args.dtype == "both" else (args.dtype,)))
     start = time.perf_counter()
     rows: list[report.Row] = []
-    try:
-        folder = open_folder(args.folder)
-        archive = Archive(folder)
-        found = [s for s in find_entries(archive.arrays) if args.only.search(s.name)]
-        # Compiling takes most of the time, and one compilation fills one core.
-        with ThreadPoolExecutor() as pool:
-            for new in pool.map(lambda dtype: check(folder, archive, dtype, found), dtypes):
-                rows += new
-                if new:
-                    print(f"{_TITLES[new[0].dtype]}\n{report.format_table(new)}\n", flush=True)
-        if not rows:
-            raise UserError(
-                f"{archive.where}: nothing to compare there"
-                + (f" under --only {args.only.pattern}" if args.only.pattern else "")
-            )
-        if args.json:
-            _write_json(args.json, folder, rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = open_folder(args.folder)
+    archive = Archive(folder)
+    found = [s for s in find_entries(archive.arrays) if args.only.search(s.name)]
+    # Compiling takes most of the time, and one compilation fills one core.
+    with ThreadPoolExecutor() as pool:
+        for new in pool.map(lambda dtype: check(folder, archive, dtype, found), dtypes):
+            rows += new
+            if new:
+                print(f"{_TITLES[new[0].dtype]}\n{report.format_table(new)}\n", flush=True)
+    if not rows:
+        raise UserError(
+            f"{archive.where}: nothing to compare there"
+            + (f" under --only {args.only.pattern}" if args.only.pattern else "")
+        )
+    if args.json:
+        _write_json(args.json, folder, rows)
     if not args.only.pattern:
         _print_left_over(archive, rows)
     for dtype in dtypes:

@@ -14,13 +14,12 @@ import hashlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, command_line
 
 
 class Package(NamedTuple):
@@ -129,16 +128,14 @@ def _run(command: list[str], folder: str) -> None:
         raise UserError(f"{command[0]} failed ({last}); run apt-get update, or try again") from None
 
 
-def main() -> None:
+@command_line("stopped; the same command begins again")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path, help="folder to write")
-    try:
-        count = fetch(parser.parse_args().photos)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(f"{count} photos")
+    print(f"{fetch(parser.parse_args(argv).photos)} photos")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

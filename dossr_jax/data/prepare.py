@@ -18,7 +18,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -39,7 +38,7 @@ from dossr_jax.data.sources import (
     listed,
 )
 from dossr_jax.data.tiles import Options, Tally, make_examples
-from dossr_jax.errors import UserError, require_extra
+from dossr_jax.errors import UserError, command_line, require_extra
 
 REPORT_FILE = "prepare.json"
 _NAME = "photos"
@@ -241,8 +240,9 @@ def _summary(report: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
+@command_line("stopped; the same command continues")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], argument_default=argparse.SUPPRESS
     )
@@ -265,14 +265,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = vars(parser.parse_args(argv))
     photos, out, workers = (args.pop(name) for name in ("photos", "out", "workers"))
-    try:
-        require_extra("train", "array_record", "google.protobuf")
-        report = prepare(photos, out, Options(**args), workers=max(1, workers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(_summary(report))
+    require_extra("train", "array_record", "google.protobuf")
+    print(_summary(prepare(photos, out, Options(**args), workers=max(1, workers))))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

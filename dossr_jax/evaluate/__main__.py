@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from dossr_jax import image_io, options
 from dossr_jax.data.degradation import PRESETS
-from dossr_jax.errors import UserError
+from dossr_jax.errors import BAD_INPUT, UserError, command_line
 from dossr_jax.evaluate import candidates, report
 from dossr_jax.evaluate.evaluation import Evaluation
 from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
 from dossr_jax.evaluate.sets import Folder, ImageSet, preset_scale
 
-BAD_INPUT = 2
 _VERSIONS = ("dossr-jax", "jax", "flax", "numpy", "pillow")
 _EXAMPLES = """\
 examples:
@@ -93,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line("stopped; nothing was written")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -100,14 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0, or 2 if anything could not be read, paired, restored or compared.
     """
     args = make_parser().parse_args(arguments)
-    try:
-        return _evaluate(args, list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    return _evaluate(args, list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _check(args: argparse.Namespace) -> None:

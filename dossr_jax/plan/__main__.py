@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 
 from dossr_jax.config import TrainConfig
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, command_line
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
 from dossr_jax.plan.chips import Slice, open_slice
@@ -128,24 +127,21 @@ def _run(
     return record
 
 
+@command_line("stopped; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     args = parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # what is planned for is not looked for here
-    try:
-        changes = list(args.set)
-        changes += [f"data.crop={args.size}"] if args.size is not None else []
-        changes += [f"data.batch={args.batch}"] if args.batch is not None else []
-        config = load_config(args.config, changes)
-        target = open_slice(args.topology)
-        parts = {"train": plan_train, "restore": plan_restore}
-        wanted = parts if args.what == "both" else [args.what]
-        records = [parts[what](args, config, target) for what in wanted]
-        if args.json:
-            _write(args.json, {"versions": versions(), "reports": records})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    changes = list(args.set)
+    changes += [f"data.crop={args.size}"] if args.size is not None else []
+    changes += [f"data.batch={args.batch}"] if args.batch is not None else []
+    config = load_config(args.config, changes)
+    target = open_slice(args.topology)
+    parts = {"train": plan_train, "restore": plan_restore}
+    wanted = parts if args.what == "both" else [args.what]
+    records = [parts[what](args, config, target) for what in wanted]
+    if args.json:
+        _write(args.json, {"versions": versions(), "reports": records})
     return 0 if all(record["fits"] for record in records) else 1
 
 

@@ -29,23 +29,20 @@ _EMA_WARMUP = 10
 _CPU_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def lr_scale(config: TrainConfig) -> int:
-    """Factor between the sides of an HR crop and of its LR partner, given by the degradation.
+def choose_presets(config: TrainConfig) -> tuple[degradation.Preset, ...]:
+    """The degradations of a run.
 
     Raises:
       UserError: unknown presets, or a pre-restorer that makes more pixels than the HR crop has.
     """
-    unknown = set(config.data.presets) - set(degradation.PRESETS)
-    if unknown:
-        known = ", ".join(degradation.PRESETS)
-        raise UserError(f"data.presets: no {', '.join(sorted(unknown))}; there are {known}")
-    scale = degradation.PRESETS[config.data.presets[0]].scale
+    presets = degradation.choose_presets(config.data.presets)
+    scale = presets[0].scale
     if config.model.rrdb.scale > scale:
         raise UserError(
             f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
             f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
         )
-    return scale
+    return presets
 
 
 def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inputs]:
@@ -54,9 +51,9 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
     Images without LR partners are degraded here, on the device.
     """
     needs_lr = Stage.of(config).needs_lr
-    lr_scale(config)  # refuses presets that do not fit the model
-    presets = degradation.choose_presets(config.data.presets)
-    degrade = parallel.on_each_device(functools.partial(degradation.degrade, presets=presets), mesh)
+    degrade = parallel.on_each_device(
+        functools.partial(degradation.degrade, presets=choose_presets(config)), mesh
+    )
 
     def inputs(key_data: Array, batch: Batch) -> Inputs:
         seed_key = jax.random.wrap_key_data(key_data, impl=KEY_IMPL)
