@@ -70,7 +70,13 @@ def read_ncnn(path: str | Path) -> State:
         dtype = _TAGS[tag]
         kernel, offset = _take(binary, data, offset + 4, conv.elements, dtype)
         offset += -offset % 4
-        kernel = kernel.reshape(conv.out_channels, -1, conv.size, conv.size)
+        try:
+            kernel = kernel.reshape(conv.out_channels, -1, conv.size, conv.size)
+        except ValueError as error:
+            raise UserError(
+                f"{param}: {name} has {conv.elements} weights, not a multiple of its "
+                f"{conv.out_channels} kernels; copy or install it again"
+            ) from error
         tensors[f"{name}.weight"] = lazy(kernel)
         bias, offset = _take(binary, data, offset, conv.out_channels, np.dtype("<f4"))
         tensors[f"{name}.bias"] = lazy(bias)

@@ -175,6 +175,7 @@ def test_bad_ncnn_models(tmp_path):
         ((text.replace("2.000000e-01", "1.000000e-01"), data), "not those of an RRDBNet"),
         ((text.replace("Input ", "PReLU "), data), "a PReLU layer"),
         ((text.replace(" 6=", " 16="), data), "not a whole ncnn model"),
+        ((re.sub(r" 6=\d+", " 6=100", text, count=1), data), "not a multiple of"),
     ):
         param.write_text(change[0])
         param.with_suffix(".bin").write_bytes(change[1])
