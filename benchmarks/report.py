@@ -26,7 +26,7 @@ from dossr_jax import Upscaler, weights
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import convention
-from dossr_jax.pipeline import BUILT_IN
+from dossr_jax.pipeline.upscaler import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 

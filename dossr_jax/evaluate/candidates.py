@@ -69,14 +69,16 @@ def make_model(
     evaluations = settings.sampler.steps * (1 if settings.cfg_scale == 1 else 2)
     return Candidate(
         name,
-        description or _describe(settings, refines=settings.refine and upscaler.config.refiner),
+        description or _describe(settings, upscaler),
         restore,
         parameters=sum(counts[network] for network in used),
         evaluations=evaluations if settings.diffuse else 0,
     )
 
 
-def _describe(settings: Settings, *, refines: bool) -> str:
+def _describe(settings: Settings, upscaler: Upscaler) -> str:
+    if not settings.diffuse:
+        return "the pre-restorer alone"
     sampler = settings.sampler
     words = [
         f"{sampler.steps} steps of {sampler.solver}, order {sampler.order}, grid {sampler.grid}",
@@ -86,7 +88,7 @@ def _describe(settings: Settings, *, refines: bool) -> str:
         f"strength {settings.strength:g}",
         f"colour fix {sampler.color_fix}, seed {settings.seed}",
     ]
-    if refines:
+    if settings.refine and upscaler.config.refiner:
         words.append(f"refined, detail {sampler.detail:g}")
     return ", ".join(words)
 

@@ -98,6 +98,11 @@ class RRDBNet(nnx.Module):
         detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), side)
         return detail + jax.image.resize(x, detail.shape, "cubic")
 
+    def pre_restore(self, lr: Array) -> Array:
+        """LR image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3), clipped; see DoSSR.pre_restore."""
+        size = UPSCALE * lr.shape[1], UPSCALE * lr.shape[2]
+        return jnp.clip(enlarge(self(lr), size), 0, 1)
+
 
 def enlarge(image: Array, size: tuple[int, int]) -> Array:
     """`image` (b, h, w, c) at `size`, bicubically where it is smaller."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dossr_jax.config import DoSSRConfig
+from dossr_jax.config import DoSSRConfig, RRDBConfig
 from dossr_jax.errors import UserError
 from dossr_jax.image import pad_to
 from dossr_jax.models.rrdbnet import UPSCALE
@@ -57,12 +57,14 @@ class Buckets:
     tile: int | None
 
     @classmethod
-    def of_model(cls, config: DoSSRConfig, tile: int) -> Buckets:
-        """Shape classes of a model; `tile` as in :meth:`of_pixels`.
+    def of_model(cls, config: DoSSRConfig | RRDBConfig, tile: int) -> Buckets:
+        """Shape classes of a model, or of a pre-restorer alone; `tile` as in :meth:`of_pixels`.
 
         Raises:
           UserError: the model's networks do not fit together.
         """
+        if isinstance(config, RRDBConfig):
+            return cls.of_pixels(UPSCALE * config.fold, 1, tile)
         unit, align, fold = config.vae.downscale, config.unet.downscale, config.rrdb.fold
         # Canvases and tiles are multiples of `align` units, and of the pixels in them.
         if unit % UPSCALE or align * unit // UPSCALE % fold:
@@ -81,7 +83,12 @@ class Buckets:
     def tiling(self, canvas: Canvas) -> dict[str, Any]:
         """The geometry of a class in dossr_jax.restore.Layout."""
         tile = self.tile if canvas.tiled else None
-        return {"tile": tile, "overlap": self.overlap, "margin": self.overlap // 4}
+        return {
+            "tile": tile,
+            "overlap": self.overlap,
+            "margin": self.overlap // 4,
+            "unit": self.unit,
+        }
 
     @property
     def overlap(self) -> int:

