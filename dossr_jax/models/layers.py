@@ -37,8 +37,8 @@ class Factory:
     def conv(
         self, c_in: int, c_out: int, size: int = 3, *, stride: int = 1, **options: Any
     ) -> nnx.Conv:
-        """Square convolution with symmetric zero padding `size // 2`, as PyTorch's padding=1."""
-        pad = size // 2
+        """Square convolution with symmetric zero padding: PyTorch's padding=1 for sizes 3 and 4."""
+        pad = (size - 1) // 2
         return nnx.Conv(
             c_in,
             c_out,
@@ -152,6 +152,22 @@ def nearest_x2(x: Array) -> Array:
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def bilinear_x2(x: Array) -> Array:
+    """Bilinear enlargement (b, h, w, c) -> (b, 2h, 2w, c), pixel centres as align_corners=False.
+
+    Every output is 3/4 of the pixel it lies in and 1/4 of the nearest neighbour; at the border
+    the pixel is its own neighbour. jax.image.resize computes the same by matrix products over
+    whole rows and columns.
+    """
+    for axis in (1, 2):
+        pixels = jnp.moveaxis(x, axis, 0)
+        before = jnp.concatenate([pixels[:1], pixels[:-1]])
+        after = jnp.concatenate([pixels[1:], pixels[-1:]])
+        halves = jnp.stack([0.75 * pixels + 0.25 * before, 0.75 * pixels + 0.25 * after], axis=1)
+        x = jnp.moveaxis(halves.reshape(-1, *pixels.shape[1:]), 0, axis)
+    return x
 
 
 def space_to_depth(x: Array, block: int) -> Array:
