@@ -5,6 +5,7 @@ and the diffusers naming is a mapping of block paths and the names of the layers
 docs/porting.md shows the same side by side.
 """
 
+from dossr_jax.convert.tables.efficientnet import efficientnet_table
 from dossr_jax.convert.tables.release import (
     CONTROL_PREFIX,
     RRDB_PREFIX,
@@ -27,6 +28,7 @@ __all__ = [
     "VAE_PREFIX",
     "Row",
     "control_table",
+    "efficientnet_table",
     "release_table",
     "rrdb_table",
     "text_table",
