@@ -231,6 +231,7 @@ def restore_images(
     guided: bool = False,
     refine: bool = True,
     keep_path: bool = False,
+    gradient_steps: int | None = None,
     apply: Apply = whole,
 ) -> Restoration:
     """From pre-restored images to the result.
@@ -241,6 +242,7 @@ def restore_images(
       size: valid part of every LR canvas, int32 (b, 2).
       refine: run the refiner of a model that has one.
       keep_path: keep every step of the solver.
+      gradient_steps: as in :func:`dossr_jax.diffusion.solver.sample`, without keep_path.
     """
     unit, z = model.config.vae.downscale, model.config.vae.z_channels
     shape = (pre.shape[1] // unit, pre.shape[2] // unit, z)
@@ -248,7 +250,10 @@ def restore_images(
     condition = encode_lr(model, pre, noise_posterior, apply=apply)
     denoise = make_denoiser(model, condition, controls, guided=guided, apply=apply)
     run = denoise, condition.x_lr, table, noise_start, lambda i: noise.step(i, shape)
-    latents, path = solver.sample_path(*run) if keep_path else (solver.sample(*run), None)
+    if keep_path:
+        latents, path = solver.sample_path(*run)
+    else:
+        latents, path = solver.sample(*run, gradient_steps=gradient_steps), None
     decoded, image = decode_latents(model, latents, condition.x_lr, pre, fix, apply=apply)
     result = color_fix(fix, image, pre, UPSCALE * size)
     if refine:

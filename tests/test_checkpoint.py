@@ -29,7 +29,8 @@ from dossr_jax.config import (
     with_changes,
 )
 from dossr_jax.errors import UserError
-from dossr_jax.training.stages import DoSSRStage, PriorStage, RefinerStage, RRDBStage, VAEStage
+from dossr_jax.training import stages
+from dossr_jax.training.stages import DoSSRStage
 
 CONFIG = TrainConfig(stage=DoSSRStage())
 DATA, LOG = {"samples": 48}, {"recent": [[0.1, 1 / 3]]}
@@ -240,7 +241,7 @@ CHOICES = {
 
 def every_change():
     """(dotted field, configuration with another value in it) for the fields of every stage."""
-    for stage in (VAEStage(), RRDBStage(), PriorStage(), DoSSRStage(), RefinerStage()):
+    for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
         model = DoSSRConfig(refiner=stage.name == "refiner")
         base = TrainConfig(stage=stage, model=model)
         for name, value in flat_fields(dataclasses.asdict(base)):

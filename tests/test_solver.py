@@ -272,3 +272,24 @@ def test_bad_levels_and_rows_raise():
         step_coefficients(np.array([1.0, 1.0]))
     with pytest.raises(ValueError, match="does not fit into 3 rows"):
         pad_table(make_table(SCHEDULE, SamplerConfig(steps=5)), 3)
+
+
+def test_gradients_flow_through_the_last_steps_alone():
+    """As if the earlier steps' predictions were constants."""
+    table, (x_lr, start, noise) = make_table(SCHEDULE, SamplerConfig(steps=4, order=2)), draws(4)
+
+    def loss(scale, last=None, gradient_steps=None):
+        def scaled(x, point):
+            learns = last is None or jnp.isin(point.t, table.rows.t[-last:])
+            return jnp.where(learns, scale, 1.5) * denoise(x, point)
+
+        run = scaled, x_lr, table, start, lambda i: noise[i]
+        return jnp.sum(sample(*run, gradient_steps=gradient_steps) ** 2)
+
+    gradient = jax.grad(loss)
+    for steps in (1, 2):
+        np.testing.assert_allclose(
+            gradient(1.5, gradient_steps=steps), gradient(1.5, last=steps), rtol=1e-12
+        )
+    assert gradient(1.5, gradient_steps=4) == gradient(1.5)
+    assert abs(gradient(1.5, gradient_steps=1) / gradient(1.5) - 1) > 1e-3

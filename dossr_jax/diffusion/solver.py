@@ -232,6 +232,8 @@ def sample(
     table: SolverTable,
     noise_init: jax.Array,
     noise_fn: NoiseFn,
+    *,
+    gradient_steps: int | None = None,
 ) -> jax.Array:
     """Run a solver: the latent (b, h, w, c) that is to be decoded, in the dtype of `x_lr`.
 
@@ -239,8 +241,11 @@ def sample(
     latent, `noise_init` its start noise and `noise_fn(i)` the noise of step i (a traced int32),
     all of one shape. Float32 or float64: the state reaches 6.5e5 at the start, too much for
     bfloat16. Padded rows call neither function; under `vmap` over tables they would.
+
+    `gradient_steps`: how many of the last rows gradients flow through; None means all.
     """
-    return _scan(denoise_fn, x_lr, table, noise_init, noise_fn, keep_path=False)[0]
+    run = denoise_fn, x_lr, table, noise_init, noise_fn
+    return _scan(*run, keep_path=False, gradient_steps=gradient_steps)[0]
 
 
 def sample_path(
@@ -262,6 +267,7 @@ def _scan(
     noise_fn: NoiseFn,
     *,
     keep_path: bool,
+    gradient_steps: int | None = None,
 ) -> tuple[jax.Array, Any]:
     rows, ends = cast(table, x_lr.dtype)
     blank = jnp.zeros_like(x_lr)
@@ -281,6 +287,11 @@ def _scan(
         return jax.lax.cond(step[1].active, advance, skip, carry, *step)
 
     y = ends.init_lr * x_lr + ends.init_noise * noise_init.astype(x_lr.dtype)
-    steps = jnp.arange(len(rows.t), dtype=jnp.int32)
-    (y, _, _), path = jax.lax.scan(body, (y, blank, blank), (steps, rows))
+    carry, steps = (y, blank, blank), (jnp.arange(len(rows.t), dtype=jnp.int32), rows)
+    if gradient_steps is not None and gradient_steps < len(rows.t):
+        # A loop of their own, so that the backward pass does not run through the first steps.
+        first = jax.tree.map(lambda a: a[:-gradient_steps], steps)
+        steps = jax.tree.map(lambda a: a[-gradient_steps:], steps)
+        carry = jax.lax.stop_gradient(jax.lax.scan(body, carry, first)[0])
+    (y, _, _), path = jax.lax.scan(body, carry, steps)
     return ends.m_out * y + ends.shift_out * x_lr, path

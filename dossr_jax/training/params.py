@@ -70,10 +70,13 @@ def with_lora(params: Mapping[str, Any]) -> Params:
     return merged
 
 
-def abstract(model: DoSSRConfig, config: TrainConfig) -> DoSSR:
-    """The model, as the run computes it, with shapes in place of arrays."""
+def abstract(config: TrainConfig) -> DoSSR:
+    """The run's module, as the run computes it, with shapes in place of arrays."""
     dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
-    return weights.make_abstract(lambda rngs: DoSSR(model, dtype=dtype, remat=remat, rngs=rngs))
+    make = Stage.of(config).make_model
+    return weights.make_abstract(
+        lambda rngs: make(config.model, remat=remat, dtype=dtype, rngs=rngs)
+    )
 
 
 def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -154,7 +157,7 @@ def open_start(
             f"{init}: its networks are not the configuration's; give the file that the stage "
             "before wrote, or one that fits"
         )
-    shapes = shapes_of(abstract(found, config))
+    shapes = shapes_of(weights.abstract_model(found))
     unused = ("text.", weights.BUFFER_PREFIX)
     held = {name: t.shape for name, t in tensors.items() if not name.startswith(unused)}
     weights.check_names(shapes, held, str(init))

@@ -121,7 +121,7 @@ def start_run(
 
 def abstract_run(config: TrainConfig, mesh: Mesh) -> TrainingRun:
     """:func:`start_run` with shapes, dtypes and shardings in place of arrays."""
-    model = abstract(config.model, config)
+    model = abstract(config)
     shapes = shapes_of(model)
     shapes |= lora_shapes(shapes, Stage.of(config).adapter_rank)
     learn, frozen = {}, {}
@@ -143,7 +143,10 @@ def trained_model(run: TrainingRun) -> DoSSR:
     """The whole model with host copies of the EMA weights, or of the last ones without EMA."""
     arrays = run.state.frozen | (run.state.ema or run.state.learn)
     host = {name: parallel.to_host(value) for name, value in arrays.items()}
-    return build(run.graphdef, host)
+    model = build(run.graphdef, host)
+    for name in Stage.of(run.config).training_only:
+        delattr(model, name)
+    return model
 
 
 def _first(config: TrainConfig, learn: Params) -> tuple[Any, ...]:

@@ -38,7 +38,9 @@ def make_abstract(make: Callable[[Any], M]) -> M:
     return nnx.eval_shape(lambda: make(_OneKey()))
 
 
-def abstract_model(config: DoSSRConfig, *, dtype: Any, param_dtype: Any) -> DoSSR:
+def abstract_model(
+    config: DoSSRConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> DoSSR:
     """Build a model with shapes in place of arrays."""
     return make_abstract(
         lambda rngs: DoSSR(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

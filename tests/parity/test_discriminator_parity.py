@@ -191,6 +191,7 @@ def test_spectral_norm_is_within_its_bound(values, below):
     assert 1 - below <= ratio <= 1 + 2e-6
 
 
+@pytest.mark.slow
 def test_spectral_norm_of_an_untrained_network():
     """At the published size, where neighbouring singular values are close."""
     module = Discriminator(rngs=nnx.Rngs(0))

