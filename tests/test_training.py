@@ -25,7 +25,7 @@ from dossr_jax.training.stages.additions import Additions, coarse_error
 from dossr_jax.training.stages.base import Inputs, draw_normal, pre_restore_crops
 from dossr_jax.training.stages.dossr import predict_x0
 from dossr_jax.training.stages.refiner import sharpen_images
-from dossr_jax.training.stages.vae import set_scale_factor, start_from_linear_code
+from dossr_jax.training.stages.vae import VAEStage, set_scale_factor, start_from_linear_code
 
 KEY = jax.random.key(0)
 
@@ -375,6 +375,15 @@ def test_linear_start_is_the_principal_component_code():
     # The norm's deviation is fixed up to the share that the latents themselves have in it.
     assert np.abs(out - code).mean() < 0.02 * np.abs(code - code.mean()).mean()
     np.testing.assert_allclose(np.std(model.latents(moments)), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"channel_mult": (1, 2)}, {"base_channels": 8}])
+def test_an_autoencoder_without_a_linear_code_starts_from_random_weights(change):
+    vae = dataclasses.replace(SMALL.vae, **change)
+    model = make_model(dataclasses.replace(SMALL, vae=vae), 0, zero_output=True)
+    before = np.array(model.vae.encoder.conv_in.kernel[...])
+    VAEStage().initialize(model, lambda: make_batch(crop=32)["hr"])
+    np.testing.assert_array_equal(model.vae.encoder.conv_in.kernel[...], before)
 
 
 def test_average_follows_the_weights():

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from pydantic import NonNegativeFloat
 
-from dossr_jax.config import configuration
+from dossr_jax.config import VAEConfig, configuration
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import space_to_depth
@@ -55,7 +55,8 @@ class VAEStage(Stage):
         return inputs.hr, model.decode(model.latents(moments.astype(jnp.float32)))
 
     def initialize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
-        start_from_linear_code(model, crops())
+        if has_linear_code(model.config.vae):
+            start_from_linear_code(model, crops())
 
     def finalize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
         set_scale_factor(model, crops())
@@ -74,6 +75,13 @@ def set_scale_factor(model: DoSSR, images: np.ndarray) -> None:
     model.config = dataclasses.replace(model.config, vae=vae)
 
 
+def has_linear_code(config: VAEConfig) -> bool:
+    """Whether an autoencoder can be a linear code: one level, 4 channels in a norm group for every
+    latent. Others start from random weights."""
+    width = config.base_channels // config.norm_groups
+    return len(config.channel_mult) == 1 and width >= 4 and config.z_channels <= config.norm_groups
+
+
 def start_from_linear_code(model: DoSSR, images: np.ndarray) -> None:
     """Make a fresh one-level autoencoder compute the best linear code of its patches.
 
@@ -87,14 +95,12 @@ def start_from_linear_code(model: DoSSR, images: np.ndarray) -> None:
     its own, (p, -p, K, -K): the constants fix the norm's deviation, and silu(u) - silu(-u) = u.
 
     Args:
-      model: from params.make_model; its residual branches are zero.
+      model: from params.make_model; its residual branches are zero, and it has a linear code.
       images: (b, h, w, 3) uint8, sides multiples of the patch.
     """
     config = model.config.vae
-    z, block, groups = config.z_channels, config.patch_size, config.norm_groups
-    width = config.base_channels // groups
-    if len(config.channel_mult) > 1 or width < 4 or z > groups:
-        raise ValueError("a linear start needs one level and a norm group of 4 for every latent")
+    z, block = config.z_channels, config.patch_size
+    width = config.base_channels // config.norm_groups
     patches = np.asarray(
         space_to_depth(2 * jnp.asarray(images, jnp.float32) / 255 - 1, block), np.float64
     )
