@@ -139,7 +139,7 @@ def restore_program(
     batch = _placed(batch, NamedSharding(mesh, PartitionSpec("data")))
 
     def trace() -> Any:
-        layout = Layout(tile_batch=images, color_fix=model.sampler.color_fix)
+        layout = Layout(tile_batch=images, color_fix=model.sampler.color_fix, unit=unit)
         lr, sizes, noise = batch
         tiles, count, table, controls = settings
         return restore.trace(
