@@ -110,6 +110,6 @@ def make_settings_without_diffusion(**fields: Any) -> Settings:
     for name, value in fields.items():
         if name not in ("scale", "batch_size", "truncate", "diffuse") and value is not None:
             raise ConfigError(
-                f"{name} {value}: only diffusion reads it; leave it out or name a model"
+                f"{name} {value}: only diffusion reads it; leave it out, or use another model"
             )
     return make_settings(SamplerConfig(), sampler=None, **{**fields, "diffuse": False})
