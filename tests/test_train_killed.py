@@ -108,8 +108,9 @@ def test_killed_ten_times_and_resumed_is_the_run_that_was_not(command, tmp_path)
         else:
             time.sleep(rng.uniform(0, 0.1))
         children = workers_of(process)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        with process:  # closes its output
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
         in_saves += saving()
         for child in children:  # data workers do not outlive the run
             wait_for_end(child)
