@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from pydantic import NonNegativeInt
 
-from dossr_jax.config import TrainConfig, configuration
+from dossr_jax.config import DoSSRConfig, TrainConfig, configuration
+from dossr_jax.convert.rrdb import read_rrdb
+from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages.additions import CoarseWeights, check_crop, coarse_error
-from dossr_jax.training.stages.base import Inputs, Metrics, Stage, mean_of, pre_restore_crops, psnr
+from dossr_jax.training.stages.base import (
+    Inputs,
+    Metrics,
+    Read,
+    Stage,
+    mean_of,
+    pre_restore_crops,
+    psnr,
+)
+
+_PREFIX = "rrdb."
 
 
 @configuration
 class RRDBStage(Stage):
-    """`coarse_weights` add the error of coarser grids (see :func:`coarse_error`)."""
+    """`coarse_weights` add the error of coarser grids (see :func:`coarse_error`).
+
+    `start` names another network to begin with: "realesrgan" or any file that
+    dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
+    0; empty keeps all.
+    """
 
     name: Literal["rrdb"] = "rrdb"
+    start: str = ""
+    blocks: tuple[NonNegativeInt, ...] = ()
     coarse_weights: CoarseWeights = ()
 
     def check(self, config: TrainConfig) -> None:
         check_crop(config.data.crop, self.coarse_weights)
 
+    def adapt(
+        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
+    ) -> tuple[DoSSRConfig, Read]:
+        """With the pre-restorer that `start` names.
+
+        Raises:
+          UserError: no such network, or another shape than the configuration's.
+        """
+        if not self.start:
+            return found, read
+        own, tensors = read_rrdb(self.start)
+        kept = self.blocks or tuple(range(own.num_blocks))
+        fits = dataclasses.replace(config.rrdb, num_blocks=own.num_blocks) == own
+        if not fits or len(kept) != config.rrdb.num_blocks or max(kept) >= own.num_blocks:
+            raise UserError(
+                f"stage.start {self.start}: blocks {list(kept)} of its {own.num_blocks} do not "
+                f"make the pre-restorer of the configuration, {config.rrdb}; change model.rrdb or "
+                "stage.blocks"
+            )
+
+        def read_kept(name: str) -> np.ndarray:
+            if not name.startswith(_PREFIX):
+                return read(name)
+            parts = name.removeprefix(_PREFIX).split(".")
+            if parts[0] == "body":
+                parts[1] = str(kept[int(parts[1])])
+            return tensors[".".join(parts)].load()
+
+        return found, read_kept
+
     def learns(self, name: str) -> bool:
-        return name.startswith("rrdb.")
+        return name.startswith(_PREFIX)
 
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Mean |HR - RRDB(LR)|."""
