@@ -18,7 +18,7 @@ ALLOWED = {
     "tiling": set(),
     "image_io": {"errors"},
     "prompts": {"errors"},
-    "data": {"errors", "config", "image_io"},
+    "data": {"config", "convert", "errors", "image_io", "parallel"},
     "metrics": set(),
     "parallel": {"errors"},
     "checkpoint": {"config", "errors"},
@@ -103,6 +103,7 @@ OPTIONAL = (
 WITHOUT_JAX = [
     "config",
     "errors",
+    "data/dataset",
     "data/examples",
     "data/photos",
     "data/pipeline",

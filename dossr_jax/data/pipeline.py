@@ -80,10 +80,13 @@ def _crop(config: DataConfig, record: Record, rng: np.random.Generator) -> dict[
         low = crop // SCALE
         y, x = rng.integers(height // SCALE - low + 1), rng.integers(width // SCALE - low + 1)
         top, left = SCALE * y, SCALE * x
-        return {
+        crops = {
             "hr": record.hr[top : top + crop, left : left + crop],
             "lr": record.lr[y : y + low, x : x + low],
         }
+        if record.pre is not None:
+            crops["pre"] = record.pre[top : top + crop, left : left + crop]
+        return crops
     scale = max(rng.uniform(*config.scale_range), crop / min(height, width))
     side = min(round(crop / scale), height, width)
     y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -100,7 +103,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over the batches of one process; never ends.
 
     A batch is a dict of `hr` uint8 (b, crop, crop, 3), in paired data also `lr` uint8
-    (b, crop/4, crop/4, 3), and `id` uint32 (b,), the samples' numbers modulo 2^32. If a batch of
+    (b, crop/4, crop/4, 3), where they were made beforehand `pre` uint8 as `hr`, and `id` uint32
+    (b,), the samples' numbers modulo 2^32. If a batch of
     `config.batch` samples starts at sample s, process p of P gets samples s + p*b to
     s + p*b + b - 1, where b = config.batch / P.
 

@@ -1,11 +1,14 @@
 """Cut photos into tiles and pack them into a TFDS data set that decodes fast.
 
     python -m dossr_jax.data.prepare PHOTOS OUT --tile 256
+    python -m dossr_jax.data.prepare TILES OUT --degrade realesrgan --pre-restore MODEL
 
 PHOTOS is a folder of images or of LR/HR pairs. OUT becomes a data set in ArrayRecord form with
 features `hr`, `name` and, for pairs, `lr`; OUT/prepare.json says what went in and what was left
-out. Interrupted at any moment, the same command continues where it stopped and ends with the same
-bytes. Needs no TensorFlow.
+out. With --degrade, LR images are made of the tiles beforehand, and with --pre-restore also the
+pre-restored images `pre`; in place of PHOTOS a data set of tiles may be given then. Interrupted at
+any moment, the same command continues where it stopped and ends with the same bytes. Needs no
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,49 +16,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import math
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from dossr_jax.data import worker
+from dossr_jax.data import dataset, worker
+from dossr_jax.data.dataset import MAX_SHARDS, Shard
 from dossr_jax.data.sources import (
-    FEATURES_FILE,
     INFO_FILE,
     SPLITS,
     UNFINISHED,
     Images,
-    Split,
     list_images,
-    listed,
 )
-from dossr_jax.data.tiles import Options, Tally, make_examples
+from dossr_jax.data.tiles import Options, make_examples
 from dossr_jax.errors import UserError, command_line, require_extra
 
-REPORT_FILE = "prepare.json"
-_NAME = "photos"
 _SHARD_PHOTOS = 32  # work that an interruption may cost a worker
-_MAX_SHARDS = 512  # a reader keeps every shard open
-
-
-class Shard(NamedTuple):
-    """A file of the data set: number `index` of its split, made of the photos `photos`."""
-
-    split: Split
-    index: int
-    photos: Images
-
-    @property
-    def file(self) -> str:
-        return f"{_NAME}-{self.split}.array_record-{self.index:05d}"
 
 
 def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[str, Any]:
@@ -66,47 +50,25 @@ def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[
         else, or it cannot be written.
     """
     images = list_images(photos)
-    plan = {
+
+    def write_missing(shards: Sequence[Shard], missing: Sequence[Shard]) -> None:
+        _write_shards(shards, missing, out, options, workers)
+
+    features = ("hr", "lr") if images.paired else ("hr",)
+    plan = _plan(images, options)
+    return dataset.build(
+        out, plan, lambda: list(_make_shards(images, options)), write_missing, features
+    )
+
+
+def _plan(images: Images, options: Options) -> dict[str, Any]:
+    """What determines the tiles."""
+    return {
         "photos": len(images),
         "fingerprint": images.fingerprint,
         "paired": images.paired,
         **dataclasses.asdict(options),
     }
-    plan = json.loads(json.dumps(plan))  # lists for tuples, as in the files it is compared with
-    work = out / UNFINISHED
-    try:
-        if _is_finished(out, plan):
-            shutil.rmtree(work, ignore_errors=True)
-            return json.loads((out / REPORT_FILE).read_text())
-        work.mkdir(parents=True, exist_ok=True)
-        _write(work / REPORT_FILE, plan)
-        shards = list(_make_shards(images, options))
-        _write_shards(shards, out, options, workers)
-        report = _finish(shards, out, plan)
-        shutil.rmtree(work)
-    except OSError as error:
-        raise UserError(
-            f"{out}: {error.strerror or error}; free disk space or choose another"
-        ) from error
-    return report
-
-
-def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
-    """Whether `out` is the finished data set of this plan; UserError where it is another's."""
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    finished = INFO_FILE in names
-    begun = (out if finished else out / UNFINISHED) / REPORT_FILE
-    if not begun.exists():
-        if names <= {UNFINISHED}:
-            return False
-        raise UserError(f"{out}: not empty, and not begun by this command; choose another folder")
-    before = json.loads(begun.read_text())
-    changes = [f"{k} was {before.get(k)}, is {v}" for k, v in plan.items() if before.get(k) != v]
-    if changes:
-        raise UserError(
-            f"{out}: begun otherwise ({', '.join(changes)}); choose another folder or remove it"
-        )
-    return finished
 
 
 def _make_shards(images: Images, options: Options) -> Iterator[Shard]:
@@ -117,14 +79,15 @@ def _make_shards(images: Images, options: Options) -> Iterator[Shard]:
 
     for split in SPLITS:
         entries = sorted(images.of_split(split, options.hold_out).entries, key=rank)
-        size = max(_SHARD_PHOTOS, math.ceil(len(entries) / _MAX_SHARDS))
+        size = max(_SHARD_PHOTOS, math.ceil(len(entries) / MAX_SHARDS))
         for index, start in enumerate(range(0, len(entries), size)):
             yield Shard(split, index, Images(images.path, entries[start : start + size]))
 
 
-def _write_shards(shards: Sequence[Shard], out: Path, options: Options, workers: int) -> None:
-    missing = [shard for shard in shards if not _tally_of(shard, out).exists()]
-    total, left = (sum(len(shard.photos) for shard in some) for some in (shards, missing))
+def _write_shards(
+    shards: Sequence[Shard], missing: Sequence[Shard], out: Path, options: Options, workers: int
+) -> None:
+    total, left = (sum(len(shard.content) for shard in some) for some in (shards, missing))
     bar = tqdm(total=total, initial=total - left, desc="photos", unit="")
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=worker.end_with_parent
@@ -133,7 +96,7 @@ def _write_shards(shards: Sequence[Shard], out: Path, options: Options, workers:
         jobs = {pool.submit(_write_shard, shard, out, options): shard for shard in missing}
         for job in as_completed(jobs):
             job.result()
-            bar.update(len(jobs[job].photos))
+            bar.update(len(jobs[job].content))
     except BrokenProcessPool as error:
         raise UserError(
             f"{out}: a worker died, it may have run out of memory; run it with fewer --workers"
@@ -143,101 +106,27 @@ def _write_shards(shards: Sequence[Shard], out: Path, options: Options, workers:
         bar.close()
 
 
-def _tally_of(shard: Shard, out: Path) -> Path:
-    """The file that says that a shard is complete, and what is in it."""
-    return out / UNFINISHED / f"{shard.file}.json"
-
-
 def _write_shard(shard: Shard, out: Path, options: Options) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    tally = Tally()
-    temporary = out / UNFINISHED / f"{shard.file}.{os.getpid()}"
-    try:
-        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1,uncompressed")
-        for example in make_examples(shard.photos, options, tally):
-            writer.write(example)
-            tally.records += 1
-            tally.bytes += len(example)
-        writer.close()  # what went wrong in writing is raised here
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, out / shard.file)
-    _write(_tally_of(shard, out), dataclasses.asdict(tally))
+    dataset.write_shard(shard, out, lambda photos, tally: make_examples(photos, options, tally))
 
 
-def _finish(shards: Sequence[Shard], out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Write what makes the shards a data set; the file that openers look for comes last."""
-    tallies = [Tally(**json.loads(_tally_of(shard, out).read_text())) for shard in shards]
-    splits = []
-    for split in SPLITS:
-        own = [tally for s, tally in zip(shards, tallies, strict=True) if s.split == split]
-        if any(tally.records for tally in own):
-            splits.append(
-                {
-                    "name": split,
-                    "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
-                    "shardLengths": [str(tally.records) for tally in own],
-                    "numBytes": str(sum(tally.bytes for tally in own)),
-                }
-            )
-    report = plan | {
-        "records": {s["name"]: sum(map(int, s["shardLengths"])) for s in splits},
-        "flat_tiles": sum(tally.flat_tiles for tally in tallies),
-        "too_small": sorted(name for tally in tallies for name in tally.too_small),
-        "undecodable": dict(sorted(i for tally in tallies for i in tally.undecodable.items())),
-    }
-    if "train" not in report["records"]:
-        raise UserError(
-            f"{out}: no tile for training: {_summary(report)}; remove it, and add larger, sharper "
-            "photos or lower --tile"
-        )
-    _write(out / FEATURES_FILE, _features(plan["paired"]))
-    _write(out / REPORT_FILE, report)
-    info = {"name": _NAME, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
-    info["description"] = "Tiles of photos, encoded without loss, for training super-resolution."
-    _write(out / INFO_FILE, info)
-    return report
+def _prepare_pairs(
+    source: Path, out: Path, options: Options, pairing: dict[str, Any], workers: int
+) -> dict[str, Any]:
+    """A data set of pairs, of tiles or of photos, which are cut into tiles first."""
+    from dossr_jax.data import pairs  # here: cutting tiles needs no JAX
 
+    if (source / INFO_FILE).exists():
+        origin, get_tiles = pairs.describe(source), lambda: source
+    else:
+        origin = _plan(list_images(source), options)
 
-def _features(paired: bool) -> dict[str, Any]:
-    """features.json of TFDS: images of any size and the name of the tile."""
-    package = "tensorflow_datasets.core.features"
-    image = {
-        "pythonClassName": f"{package}.image_feature.Image",
-        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"},
-    }
-    text = {"pythonClassName": f"{package}.text_feature.Text", "text": {}}
-    features = {"hr": image, "name": text} | ({"lr": image} if paired else {})
-    return {
-        "pythonClassName": f"{package}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
+        def get_tiles() -> Path:
+            tiles = out / UNFINISHED / "tiles"
+            prepare(source, tiles, options, workers=workers)
+            return tiles
 
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _summary(report: dict[str, Any]) -> str:
-    tiles = ", ".join(f"{n} {split}" for split, n in report["records"].items()) or "no"
-    parts = [
-        f"{tiles} tiles of {report['photos']} photos",
-        f"{report['flat_tiles']} flat ones left out",
-    ]
-    if report["too_small"]:
-        parts.append(f"{len(report['too_small'])} photos too small: {listed(report['too_small'])}")
-    if report["undecodable"]:
-        reasons = list(report["undecodable"].values())
-        parts.append(f"{len(reasons)} files undecodable: {listed(reasons)}")
-    return "; ".join(parts)
+    return pairs.make_pairs(get_tiles, out, pairs.PairOptions(**pairing), origin)
 
 
 @command_line("stopped; the same command continues")
@@ -246,27 +135,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], argument_default=argparse.SUPPRESS
     )
-    parser.add_argument("photos", type=Path, help="folder of images, or of LR/HR pairs")
+    parser.add_argument(
+        "photos",
+        type=Path,
+        help="folder of images, or of LR/HR pairs; with --degrade also a data set of tiles",
+    )
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--tile", type=int, help="side of a tile in pixels")
     parser.add_argument(
-        "--halve-above",
-        type=float,
-        metavar="MEGAPIXELS",
-        help="halve photos from this size on; 0: none",
+        "--workers", type=int, default=os.cpu_count(), help="processes that cut tiles"
     )
-    parser.add_argument(
-        "--halve", nargs="*", metavar="PATTERN", help="halve photos with such names"
+    tiling = parser.add_argument_group("tiles")
+    pairing = parser.add_argument_group(
+        "pairs made beforehand", "so that training waits for neither degradation nor pre-restorer"
     )
-    parser.add_argument(
-        "--hold-out", type=int, metavar="N", help="one photo in N is for validation"
-    )
-    parser.add_argument("--seed", type=int, help="of the order of photos")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    options = [
+        tiling.add_argument("--tile", type=int, help="side of a tile in pixels"),
+        tiling.add_argument(
+            "--halve-above",
+            type=float,
+            metavar="MEGAPIXELS",
+            help="halve photos from this size on; 0: none",
+        ),
+        tiling.add_argument(
+            "--halve", nargs="*", metavar="PATTERN", help="halve photos with such names"
+        ),
+        tiling.add_argument(
+            "--hold-out", type=int, metavar="N", help="one photo in N is for validation"
+        ),
+        tiling.add_argument("--seed", type=int, help="of the order of photos"),
+    ]
+    pair_options = [
+        pairing.add_argument(
+            "--degrade",
+            nargs="+",
+            metavar="PRESET",
+            help="make an LR image of every tile by one of these degradations, drawn at random",
+        ),
+        pairing.add_argument(
+            "--pre-restore",
+            metavar="MODEL",
+            help="and of every LR image the pre-restored one; MODEL is realesrgan, a model file, "
+            "or any file of an RRDBNet",
+        ),
+        pairing.add_argument("--copies", type=int, metavar="N", help="degradations of every tile"),
+        pairing.add_argument(
+            "--limit", type=int, metavar="N", help="use N tiles of a split, evenly spaced"
+        ),
+        pairing.add_argument("--batch-size", type=int, metavar="N", help="tiles at once"),
+    ]
     args = vars(parser.parse_args(argv))
-    photos, out, workers = (args.pop(name) for name in ("photos", "out", "workers"))
+
+    def given(actions: Sequence[argparse.Action]) -> dict[str, Any]:
+        return {a.dest: args[a.dest] for a in actions if a.dest in args}
+
+    for_tiles, for_pairs = given(options), given(pair_options)
+    pairs = "degrade" in for_pairs or "pre_restore" in for_pairs
+    if for_pairs and not pairs:
+        parser.error(f"--{next(iter(for_pairs)).replace('_', '-')}: only with --degrade")
     require_extra("train", "array_record", "google.protobuf")
-    print(_summary(prepare(photos, out, Options(**args), workers=max(1, workers))))
+    source, out, workers = args["photos"], args["out"], max(1, args["workers"])
+    if (source / INFO_FILE).exists() and for_tiles:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in for_tiles)
+        raise UserError(f"{source}: already cut into tiles; leave {names} out, or give photos")
+    if pairs:
+        report = _prepare_pairs(source, out, Options(**for_tiles), for_pairs, workers)
+    else:
+        report = prepare(source, out, Options(**for_tiles), workers=workers)
+    print(dataset.summarize(report))
     return 0
 
 

@@ -47,11 +47,15 @@ _LISTED = 5  # file names in a message
 
 
 class Record(NamedTuple):
-    """One image: `hr` (h, w, 3) uint8 and, in paired data, `lr` (h/4, w/4, 3) uint8."""
+    """One image: `hr` (h, w, 3) uint8 and, in paired data, `lr` (h/4, w/4, 3) uint8.
+
+    `pre` (h, w, 3) uint8 is the pre-restored image, where it was made beforehand.
+    """
 
     name: str
     hr: np.ndarray
     lr: np.ndarray | None
+    pre: np.ndarray | None = None
 
 
 class Source(Protocol):
@@ -226,10 +230,20 @@ def _check_pairs(pairs: Images) -> None:
         )
 
 
+def splits_of(path: Path) -> list[Split]:
+    """The splits for training and validation that a prepared data set has.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    names = {split.get("name") for split in _read_json(path / INFO_FILE).get("splits", ())}
+    return [split for split in SPLITS if split in names]
+
+
 class Prepared:
     """One split of a TFDS data set in ArrayRecord form, as dossr_jax.data.prepare writes it.
 
-    It needs a feature `hr` or `image`; `lr` and `name` are optional.
+    It needs a feature `hr` or `image`; `lr`, `pre` and `name` are optional.
 
     Raises:
       UserError: the split or such features are missing, or its files are damaged.
@@ -268,9 +282,9 @@ class Prepared:
 
         try:
             features = examples.parse(self._records[index])
-            hr, lr = features[self._hr], features.get("lr")
+            lr, pre = (_decode(features[key]) if key in features else None for key in ("lr", "pre"))
             name = features.get("name", f"{self._split}[{index}]".encode()).decode()
-            record = Record(name, _decode(hr), None if lr is None else _decode(lr))
+            record = Record(name, _decode(features[self._hr]), lr, pre)
         # Pillow's decoders raise almost anything on damaged data.
         except (DecodeError, KeyError, RuntimeError, ValueError, SyntaxError, OSError) as error:
             raise UserError(
@@ -322,6 +336,8 @@ def _checked(record: Record, path: Path) -> Record:
     hr, lr = record.hr, record.lr
     if lr is not None and hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
         raise UserError(f"{path}: not exactly {SCALE} times as large as its LR partner; crop it")
+    if record.pre is not None and (lr is None or record.pre.shape != hr.shape):
+        raise UserError(f"{path}: its pre-restored image fits no LR and HR image; prepare it anew")
     return record
 
 

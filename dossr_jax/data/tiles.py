@@ -15,6 +15,7 @@ from PIL import Image
 
 from dossr_jax import image_io
 from dossr_jax.data import examples
+from dossr_jax.data.dataset import Tally
 from dossr_jax.data.sources import SCALE, Images, Record
 from dossr_jax.errors import UserError
 
@@ -44,17 +45,6 @@ class Options:
             raise UserError(f"--tile {self.tile}: not a multiple of {SCALE} from {4 * SCALE} up")
 
 
-@dataclasses.dataclass
-class Tally:
-    """Counts of tiles, and photos left out; `undecodable` maps names to reasons."""
-
-    records: int = 0
-    bytes: int = 0
-    flat_tiles: int = 0
-    too_small: list[str] = dataclasses.field(default_factory=list)
-    undecodable: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 def make_examples(photos: Images, options: Options, tally: Tally) -> Iterator[bytes]:
     """Serialized tiles of some photos; what is left out is added to `tally`."""
     for index, name in enumerate(photos.names):
@@ -70,9 +60,14 @@ def make_examples(photos: Images, options: Options, tally: Tally) -> Iterator[by
             if flatness(tile.hr) < _FLAT:
                 tally.flat_tiles += 1
                 continue
-            images = {"hr": tile.hr, "lr": tile.lr}
-            encoded = {k: _encode(image) for k, image in images.items() if image is not None}
-            yield examples.serialize(encoded | {"name": tile.name.encode()})
+            yield serialize(tile)
+
+
+def serialize(record: Record) -> bytes:
+    """The record of a data set; its images are encoded without loss."""
+    images = {"hr": record.hr, "lr": record.lr, "pre": record.pre}
+    encoded = {k: _encode(image) for k, image in images.items() if image is not None}
+    return examples.serialize(encoded | {"name": record.name.encode()})
 
 
 def _halve(record: Record, options: Options) -> Record:

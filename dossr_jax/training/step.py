@@ -65,7 +65,8 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
             lr = degrade(fold(keys, Draw.DEGRADE), hr)
         else:
             lr = hr  # the stage does not read it
-        return Inputs(hr, lr, keys)
+        pre = jnp.asarray(batch["pre"], jnp.float32) / 255 if "pre" in batch else None
+        return Inputs(hr, lr, keys, pre)
 
     return inputs
 

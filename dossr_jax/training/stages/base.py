@@ -27,11 +27,15 @@ Read = Callable[[str], np.ndarray]  # parameter of a model file by its dotted na
 
 
 class Inputs(NamedTuple):
-    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key per sample (b,)."""
+    """Samples on the device: `hr` (b, h, w, 3) and `lr` in [0, 1], and one key per sample (b,).
+
+    `pre`, as `hr`: the pre-restored images, where they were made beforehand.
+    """
 
     hr: Array
     lr: Array
     keys: Array
+    pre: Array | None = None
 
 
 @configuration
@@ -111,10 +115,15 @@ def draw_normal(keys: Array, purpose: Draw | Array, shape: tuple[int, ...]) -> A
     return jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, purpose))
 
 
-def pre_restore_crops(model: DoSSR, inputs: Inputs) -> Array:
-    """Pre-restored images (b, h, w, 3) of the HR crops' size, not clipped, as published."""
+def pre_restore_crops(model: DoSSR, inputs: Inputs, *, clip: bool = False) -> Array:
+    """Pre-restored images (b, h, w, 3) of the HR crops' size; training does not clip, as published.
+
+    Images made beforehand are clipped and rounded to 8 bits.
+    """
+    if inputs.pre is not None:
+        return inputs.pre
     _, height, width, _ = inputs.hr.shape
-    return model.pre_restore(inputs.lr, (height, width), clip=False)
+    return model.pre_restore(inputs.lr, (height, width), clip=clip)
 
 
 def mean_of(x: Array) -> Array:

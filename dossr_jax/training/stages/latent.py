@@ -15,7 +15,13 @@ from dossr_jax.diffusion.solver import make_table
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.training.stages.base import Inputs, draw_normal, fold, mean_of
+from dossr_jax.training.stages.base import (
+    Inputs,
+    draw_normal,
+    fold,
+    mean_of,
+    pre_restore_crops,
+)
 
 UNET_DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
@@ -77,7 +83,7 @@ def sample_images(
     """
     sampler = model.config.sampler
     height, width = inputs.hr.shape[1:3]
-    pre = model.pre_restore(inputs.lr, (height, width)).astype(jnp.float32)
+    pre = pre_restore_crops(model, inputs, clip=True).astype(jnp.float32)
     size = jnp.array([height // UPSCALE, width // UPSCALE], jnp.int32)
     return method.restore_images(
         model,

@@ -80,10 +80,10 @@ class RRDBStage(Stage):
 
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Mean |HR - RRDB(LR)|."""
-        out = pre_restore_crops(model, inputs)
+        out = pre_restore_crops(model, inputs._replace(pre=None))
         error = inputs.hr - out.astype(jnp.float32)
         loss = mean_of(jnp.abs(error)) + coarse_error(error, self.coarse_weights)
         return loss, {"psnr": psnr(out, inputs.hr)}
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-        return inputs.lr, pre_restore_crops(model, inputs)
+        return inputs.lr, pre_restore_crops(model, inputs._replace(pre=None))
