@@ -23,7 +23,7 @@ train() { # config, steps, data set, more options
         --steps "$steps" "$@"
 }
 train vae 300 data
-train rrdb 420 data --init "$runs/vae/model.safetensors"
+train rrdb 700 data --init "$runs/vae/model.safetensors"
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'erase_*' \
     --degrade realesrgan light --pre-restore "$runs/rrdb/model.safetensors" \
     --limit "$(scaled 3000 16)"
