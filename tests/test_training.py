@@ -12,6 +12,7 @@ from helpers.small import SMALL, STAGES, make_batch, make_config
 from dossr_jax import method, parallel, weights
 from dossr_jax.config import ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
+from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
@@ -311,3 +312,19 @@ def test_average_follows_the_weights():
     for name, value in flat(state.ema).items():
         want = old[name] + 0.9 * (new[name] - old[name])
         np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pre_restorer_may_start_as_some_blocks_of_another(tmp_path):
+    """Block i of the run is block `blocks[i]` of the file; all else is the file's."""
+    rrdb = dataclasses.replace(SMALL.rrdb, num_blocks=3)
+    other = tmp_path / "other.safetensors"
+    weights.save_model(other, tiny_model(config=dataclasses.replace(SMALL, rrdb=rrdb)))
+    _, tensors = read_rrdb(other)
+    model = dataclasses.replace(SMALL, rrdb=dataclasses.replace(rrdb, num_blocks=2))
+    _, run = begin("rrdb", model=model, start=str(other), blocks=(0, 2))
+    for name, value in run.state.learn.items():
+        of_other = name.removeprefix("rrdb.").replace("body.1.", "body.2.")
+        np.testing.assert_array_equal(value, tensors[of_other].load())
+    for blocks in ((0, 3), (0, 1, 2), ()):
+        with pytest.raises(UserError, match="change model.rrdb or stage.blocks"):
+            begin("rrdb", model=model, start=str(other), blocks=blocks)

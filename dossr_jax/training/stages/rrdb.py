@@ -29,7 +29,9 @@ _PREFIX = "rrdb."
 
 @configuration
 class RRDBStage(Stage):
-    """`start` names another network to begin with: "realesrgan" or any file that
+    """The pre-restorer learns.
+
+    `start` names another network to begin with: "realesrgan" or any file that
     dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
     0; empty keeps all.
     """
