@@ -26,7 +26,7 @@ train vae 300 data
 train rrdb 700 data --init "$runs/vae/model.safetensors"
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'erase_*' \
     --degrade realesrgan light --pre-restore "$runs/rrdb/model.safetensors" \
-    --limit "$(scaled 3000 16)"
+    --limit "$(scaled 2400 16)"
 train prior 600 data --init "$runs/rrdb/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 600 pairs --init "$runs/prior/model.safetensors"
 train dossr 600 pairs --init "$runs/prior/model.safetensors"
