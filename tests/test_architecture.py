@@ -15,6 +15,7 @@ ALLOWED = {
     "diffusion": {"config"},
     "draws": set(),
     "image": {"config"},
+    "area_means": {"image"},
     "tiling": set(),
     "image_io": {"errors"},
     "prompts": {"errors"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
     "refinement": {"image", "models"},
     "method": {"config", "diffusion", "draws", "image", "models", "refinement"},
-    "restore": {"config", "diffusion", "image", "method", "models", "tiling"},
+    "restore": {"area_means", "config", "diffusion", "image", "method", "models", "tiling"},
     "training": {
         "convert",
         "method",
