@@ -102,6 +102,25 @@ def _mean_std(x: Array, size: Array) -> tuple[Array, Array]:
     return mean, jnp.sqrt(variance + _ADAIN_EPS)
 
 
+def coarse_fix(
+    image: Image, lr: Float[Array, "b lr_h lr_w c"], size: Sizes
+) -> Float[Array, "b h w c"]:
+    """Give `image` the waves of `lr` that are much longer than 16 of its pixels.
+
+    Those of 16 pixels keep to `image`, as does nearly all that is shorter; of those of 32 two
+    thirds are replaced. `image` (b, 4h, 4w, c) and `lr` (b, h, w, c) of one dtype, float32 or
+    float64; `size` (b, 2) of `lr`. Returns (b, 4h, 4w, c), meaningful inside the valid part only.
+    """
+    b, h, w, c = lr.shape
+    difference = lr - jnp.mean(image.reshape(b, h, 4, w, 4, c), axis=(2, 4))
+    rest = difference
+    for _ in range(2):
+        rest = rest - _low_band(rest, size, (1, 2, 4, 8))
+    change = jnp.repeat(jnp.repeat(difference - rest, 4, axis=1), 4, axis=2)
+    # Blocks of 4 pixels become a quadratic spline.
+    return image + _low_band(change, 4 * size, (1, 2))
+
+
 def is_grey(image: Shaped[Array, "b h w c"]) -> Bool[Array, " b"]:
     """Whether the channels of every image (b, h, w, c) are the same everywhere."""
     return jnp.all(image == image[..., :1], axis=(1, 2, 3))

@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from dossr_jax import method
+from dossr_jax.area_means import keep_area_means
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
 from dossr_jax.image import is_grey, pixels_to_uint8, remove_color
@@ -54,7 +55,8 @@ class Layout:
 class Images(NamedTuple):
     """uint8 (b, H, W, 3): pre-restored, decoded before the colour fix, and the result.
 
-    All three are grey where the LR image is; networks for colour leave a tint there.
+    All three are grey where the LR image is; networks for colour leave a tint there. The result has
+    its mean colours, too, see dossr_jax.area_means.
     """
 
     pre_restored: Array
@@ -129,7 +131,7 @@ def restore(
         return pixels_to_uint8(remove_color(image, grey), truncate=layout.truncate)
 
     if not layout.diffuse:
-        return Images(to_uint8(pre), to_uint8(pre), to_uint8(pre))
+        return Images(to_uint8(pre), to_uint8(pre), to_uint8(keep_area_means(pre, lr, size)))
     assert noise is not None and table is not None and controls is not None
     restored = method.restore_images(
         model,
@@ -145,4 +147,5 @@ def restore(
     )
     if layout.keep:
         return restored
-    return Images(*map(to_uint8, (pre, restored.decoded, restored.result)))
+    result = keep_area_means(restored.result, lr, size)
+    return Images(*map(to_uint8, (pre, restored.decoded, result)))

@@ -17,6 +17,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Shapes and dtypes in the signatures of the pure modules are checked in every call of the tests.
 install_import_hook(
     [
+        "dossr_jax.area_means",
         "dossr_jax.diffusion",
         "dossr_jax.image",
         "dossr_jax.method",

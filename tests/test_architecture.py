@@ -15,6 +15,7 @@ ALLOWED = {
     "diffusion": {"config"},
     "draws": set(),
     "image": {"config"},
+    "area_means": {"image"},
     "tiling": set(),
     "image_io": {"errors"},
     "prompts": {"errors"},
@@ -38,7 +39,7 @@ ALLOWED = {
     "weights": {"config", "errors", "models"},
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
     "method": {"config", "diffusion", "draws", "image", "models"},
-    "restore": {"config", "diffusion", "image", "method", "models", "tiling"},
+    "restore": {"area_means", "config", "diffusion", "image", "method", "models", "tiling"},
     "training": {
         "convert",
         "method",

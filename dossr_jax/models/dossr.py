@@ -37,9 +37,9 @@ class DoSSR(nnx.Module):
         self.rrdb = RRDBNet(config.rrdb, **options)
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
-        dtype = Factory(**options).param_dtype
-        self.context = nnx.Param(jnp.zeros(shape, dtype))
-        self.negative_context = nnx.Param(jnp.zeros(shape, dtype))
+        make = Factory(**options)
+        self.context = make.constant(shape, 0)
+        self.negative_context = make.constant(shape, 0)
 
     def pre_restore(
         self, lr: Array, size: tuple[int, int] | None = None, *, clip: bool = True

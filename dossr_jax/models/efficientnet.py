@@ -64,14 +64,14 @@ def _conv(
     make: Factory, c_in: int, c_out: int, size: int = 1, *, stride: int = 1, groups: int = 1
 ) -> nnx.Conv:
     # TensorFlow's SAME: at stride 2 and even sizes one row and column fewer before than after.
-    return nnx.Conv(
+    return make.layer(
+        nnx.Conv,
         c_in,
         c_out,
         (size, size),
         strides=stride,
         padding="SAME",
         feature_group_count=groups,
-        **make.options,
     )
 
 

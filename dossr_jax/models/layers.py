@@ -7,7 +7,9 @@ parameters. Norm statistics are taken in float32 at least, in float64 when compu
 from __future__ import annotations
 
 import functools
-from typing import Any, Required, TypedDict
+import inspect
+from collections.abc import Callable
+from typing import Any, Required, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,47 @@ from flax import nnx
 from jax import Array
 
 Dtype = Any
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Shapes:
+    """In place of nnx.Rngs: a Factory builds layers of shapes, jax.ShapeDtypeStruct, not of arrays.
+
+    nnx runs hundreds of checks per layer and JAX traces every initialiser. Here nothing is drawn,
+    and layers that are alike are copies of one. What is built without a Factory still draws.
+    """
+
+    def __init__(self):
+        self._built: dict[Any, tuple[nnx.GraphDef, nnx.State]] = {}
+
+    def params(self) -> Array:
+        return jax.random.key(0)
+
+    def layer(self, make: Callable[..., M], *args: Any, **options: Any) -> M:
+        """`make(*args, **options)`, a layer of nnx, whatever initialisers are asked for."""
+        options |= dict.fromkeys(_initializers(make), _shape)
+        key = make, args, tuple(sorted(options.items()))
+        if key not in self._built:
+            self._built[key] = nnx.split(make(*args, **options, rngs=self))
+        return _copies(self._built[key], 1)[0]
+
+
+def _copies(split: tuple[nnx.GraphDef, nnx.State], count: int) -> list[Any]:
+    """Modules that share nothing, of one that was split."""
+    return [nnx.merge(*split, copy=True) for _ in range(count)]
+
+
+def _shape(key: Any, shape: tuple[int, ...], dtype: Dtype) -> jax.ShapeDtypeStruct:
+    """An initialiser that draws nothing."""
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
+
+
+@functools.cache
+def _initializers(make: Callable[..., Any]) -> list[str]:
+    """The names of its arguments that are initialisers."""
+    # The metaclass of nnx hides the signature of a class.
+    arguments = inspect.signature(make.__init__ if isinstance(make, type) else make).parameters
+    return [name for name in arguments if name.endswith("_init")]
 
 
 class LayerOptions(TypedDict, total=False):
@@ -22,30 +65,46 @@ class LayerOptions(TypedDict, total=False):
 
     dtype: Dtype
     param_dtype: Dtype
-    rngs: Required[nnx.Rngs]
+    rngs: Required[nnx.Rngs | Shapes]
 
 
 class Factory:
     """Builds layers that share dtypes and random streams, so that call sites name shapes only."""
 
     def __init__(
-        self, *, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, rngs: nnx.Rngs
+        self,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs | Shapes,
     ):
         self.dtype, self.param_dtype, self.rngs = dtype, param_dtype, rngs
-        self.options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+
+    def layer(self, make: Callable[..., M], *args: Any, **options: Any) -> M:
+        """A layer of nnx, `make(*args, **options)` with the factory's dtypes and random streams."""
+        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if isinstance(self.rngs, Shapes):
+            return self.rngs.layer(make, *args, **options)
+        return make(*args, **options, rngs=self.rngs)
+
+    def repeat(self, count: int, block: Callable[..., M], *args: Any) -> list[M]:
+        """`count` times block(self, *args)."""
+        if isinstance(self.rngs, Shapes):
+            return _copies(nnx.split(block(self, *args)), count)
+        return [block(self, *args) for _ in range(count)]
 
     def conv(
         self, c_in: int, c_out: int, size: int = 3, *, stride: int = 1, **options: Any
     ) -> nnx.Conv:
         """Square convolution with symmetric zero padding: PyTorch's padding=1 for sizes 3 and 4."""
         pad = (size - 1) // 2
-        return nnx.Conv(
+        return self.layer(
+            nnx.Conv,
             c_in,
             c_out,
             (size, size),
             strides=stride,
             padding=((pad, pad), (pad, pad)),
-            **self.options,
             **options,
         )
 
@@ -54,22 +113,28 @@ class Factory:
         return self.conv(c_in, c_out, 1, kernel_init=nnx.initializers.zeros_init())
 
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> nnx.Linear:
-        return nnx.Linear(d_in, d_out, use_bias=bias, **self.options)
+        return self.layer(nnx.Linear, d_in, d_out, use_bias=bias)
 
     def group_norm(self, channels: int, groups: int, epsilon: float) -> nnx.GroupNorm:
         # The fast variance, E[x^2] - E[x]^2, cancels and can come out negative.
-        return nnx.GroupNorm(
-            channels, groups, epsilon=epsilon, use_fast_variance=False, **self.options
-        )
+        return self.layer(nnx.GroupNorm, channels, groups, epsilon=epsilon, use_fast_variance=False)
 
     def layer_norm(self, channels: int) -> nnx.LayerNorm:
         # PyTorch's default epsilon; nnx's is 1e-6.
-        return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, **self.options)
+        return self.layer(nnx.LayerNorm, channels, epsilon=1e-5, use_fast_variance=False)
 
     def normal(self, shape: tuple[int, ...], deviation: float) -> nnx.Param:
         """Parameters of a normal distribution around zero."""
+        if isinstance(self.rngs, Shapes):
+            return nnx.Param(_shape(None, shape, self.param_dtype))
         draws = jax.random.normal(self.rngs.params(), shape, self.param_dtype)
         return nnx.Param(deviation * draws)
+
+    def constant(self, shape: tuple[int, ...], value: float) -> nnx.Param:
+        """Parameters that all start at `value`."""
+        if isinstance(self.rngs, Shapes):
+            return nnx.Param(_shape(None, shape, self.param_dtype))
+        return nnx.Param(jnp.full(shape, value, self.param_dtype))
 
 
 def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:

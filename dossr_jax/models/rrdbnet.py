@@ -41,7 +41,7 @@ class RRDB(nnx.Module):
     """Three dense blocks; residual scaled by 0.2."""
 
     def __init__(self, make: Factory, features: int, growth: int):
-        self.dense = nnx.List(DenseBlock(make, features, growth) for _ in range(3))
+        self.dense = nnx.List(make.repeat(3, DenseBlock, features, growth))
 
     def __call__(self, x: Array) -> Array:
         h = x
@@ -62,7 +62,7 @@ class RRDBNet(nnx.Module):
         self.config = config
         features = config.num_features
         self.conv_first = make.conv(config.in_channels * config.fold**2, features)
-        self.body = nnx.List(RRDB(make, features, config.growth) for _ in range(config.num_blocks))
+        self.body = nnx.List(make.repeat(config.num_blocks, RRDB, features, config.growth))
         self.conv_body = make.conv(features, features)
         self.conv_up1 = make.conv(features, features)
         self.conv_up2 = make.conv(features, features)

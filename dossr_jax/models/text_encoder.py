@@ -7,10 +7,10 @@ one: OpenAI's CLIP has x sigmoid(1.702 x), and jax's default is the tanh formula
 
 from __future__ import annotations
 
+import math
 from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dossr_jax.config import TextConfig
@@ -58,14 +58,14 @@ class TextEncoder(nnx.Module):
         make = Factory(**options)
         self.dtype = make.dtype
         self.layers_run = config.layers - config.skip_layers
-        self.token_embedding = nnx.Embed(config.vocab_size, width, **make.options)
+        self.token_embedding = make.layer(nnx.Embed, config.vocab_size, width)
         self.position_embedding = make.normal((config.context_length, width), 0.01)
-        self.blocks = nnx.List([TextBlock(make, width, config.heads) for _ in range(config.layers)])
+        self.blocks = nnx.List(make.repeat(config.layers, TextBlock, width, config.heads))
         self.norm_out = make.layer_norm(width)
         if config.projection_dim:
             self.text_projection = make.normal((width, config.projection_dim), width**-0.5)
             # CLIP starts its learned log-temperature at log(1 / 0.07).
-            self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07, make.param_dtype)))
+            self.logit_scale = make.constant((), math.log(1 / 0.07))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Encode `tokens` (b, n) int32, n <= context_length (77), to (b, n, width) of `dtype`.

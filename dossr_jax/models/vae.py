@@ -99,13 +99,13 @@ class VAEEncoder(nnx.Module):
                 config.num_res_blocks,
                 groups,
                 # Zero padding right and bottom only, unlike the UNet's.
-                nnx.Conv(
+                make.layer(
+                    nnx.Conv,
                     widths[i + 1],
                     widths[i + 1],
                     (3, 3),
                     strides=2,
                     padding=((0, 1), (0, 1)),
-                    **make.options,
                 )
                 if i < levels - 1
                 else None,

@@ -13,10 +13,13 @@ from flax import nnx
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.layers import Shapes
 from dossr_jax.weights.safetensors import Tensors
 
 Shape = tuple[int, ...]
 M = TypeVar("M", bound=nnx.Module)
+# Handing over many arrays at once is several times as fast; no more of them are in memory twice.
+_WAITING_BYTES = 2**25
 
 
 def names_and_params(model: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
@@ -25,17 +28,13 @@ def names_and_params(model: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
         yield ".".join(map(str, path)), param
 
 
-class _OneKey:
-    """Stands in for nnx.Rngs where nothing is drawn: the counters of a real one, updated under
-    tracing for every layer, take a minute at the size of SD."""
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
-
-
 def make_abstract(make: Callable[[Any], M]) -> M:
     """Build the module `make(rngs)` with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: make(_OneKey()))
+    module = make(Shapes())
+    for _, variable in nnx.to_flat_state(nnx.state(module)):
+        if isinstance(variable.get_raw_value(), jax.Array):  # no layer of a Factory
+            variable.set_value(jax.ShapeDtypeStruct(variable.shape, variable.dtype))
+    return module
 
 
 def abstract_model(
@@ -90,8 +89,18 @@ def fill(model: nnx.Module, tensors: Tensors, source: str) -> None:
     params = dict(names_and_params(model))
     found = {name: tensor.shape for name, tensor in tensors.items()}
     check_names({name: param.shape for name, param in params.items()}, found, source)
-    flat = {}
-    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        array = np.asarray(tensors[".".join(map(str, path))])
-        flat[path] = param.replace(jnp.asarray(array, param.dtype))
-    nnx.update(model, nnx.from_flat_state(flat))
+    waiting: dict[str, np.ndarray] = {}
+    size = 0
+    for name, param in params.items():
+        waiting[name] = np.asarray(np.asarray(tensors[name]), param.dtype, order="C")
+        size += waiting[name].nbytes
+        if size > _WAITING_BYTES:
+            _place(params, waiting)
+            waiting, size = {}, 0
+    _place(params, waiting)
+
+
+def _place(params: Mapping[str, nnx.Param], arrays: Mapping[str, np.ndarray]) -> None:
+    """Make arrays the values of their parameters, on the device."""
+    for name, array in jax.device_put(arrays).items():
+        params[name].set_value(array)
