@@ -7,6 +7,7 @@ up to the canvas. What a canvas holds outside that part, NaN included, has no in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import jax
@@ -33,7 +34,7 @@ def wavelet_fix(image: Image, reference: Image, size: Sizes) -> Image:
     Returns (b, h, w, c), meaningful inside the valid part only.
     """
     # The high bands telescope to image - low(image), and the filter is linear: one pass does.
-    return image + _low_band(reference - image, size)
+    return image + _low_band(reference - image, size, _DILATIONS)
 
 
 def adain_fix(image: Image, reference: Image, size: Sizes) -> Image:
@@ -64,7 +65,7 @@ def color_fix(
     raise ValueError(f"colour fix is one of {', '.join(get_args(ColorFix))}, not {kind!r}")
 
 
-def _low_band(x: Array, size: Array) -> Array:
+def _low_band(x: Array, size: Array, dilations: Sequence[int]) -> Array:
     """Filter with [1 2 1]x[1 2 1]/16 at every dilation, the valid part's edges continued."""
 
     # A loop over the levels: unrolled, XLA fuses them and computes shared values over and over
@@ -74,7 +75,7 @@ def _low_band(x: Array, size: Array) -> Array:
             x = jax.vmap(_blur, (0, 0, None, None))(x, size[:, axis - 1], dilation, axis - 1)
         return x, None
 
-    return jax.lax.scan(level, x, jnp.asarray(_DILATIONS, jnp.int32))[0]
+    return jax.lax.scan(level, x, jnp.asarray(dilations, jnp.int32))[0]
 
 
 def _blur(x: Array, length: Array, dilation: Array, axis: int) -> Array:
