@@ -1,8 +1,6 @@
-"""Pre-restorer of dossr-mini: ten of Real-ESRGAN's 23 blocks, trained further by L1.
+"""Pre-restorer of dossr-mini: L1, of coarser grids too; second of the five stages.
 
-    python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
-
-Kept are the blocks without any one of which Real-ESRGAN's answers change most.
+python train.py --config mini_rrdb --data DATA --output RUN --init VAE_MODEL
 """
 
 from dossr_jax.config import OptimizerConfig, TrainConfig
@@ -11,11 +9,9 @@ from dossr_jax.training.stages import RRDBStage
 from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage=RRDBStage(start="realesrgan", blocks=(0, 1, 2, 3, 4, 12, 16, 17, 21, 22)),
+    stage=RRDBStage(coarse_weights=(1.0, 2.0, 4.0, 4.0)),
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=2e-4, betas=(0.9, 0.99), ema_decay=0.99),
-    steps=700,
-    save_every=100,
-    validate_every=175,
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
+    steps=8000,
 )

@@ -3,15 +3,17 @@
 python train.py --config mini_vae --data DATA --output RUN
 """
 
+import dataclasses
+
 from dossr_jax.config import OptimizerConfig, TrainConfig
 from dossr_jax.training.stages import VAEStage
 
 from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage=VAEStage(kl_weight=3e-5),
+    stage=VAEStage(),
     model=MODEL,
-    data=DATA,
-    optimizer=OptimizerConfig(learning_rate=4e-4, warmup=50, betas=(0.9, 0.99), ema_decay=0.99),
-    steps=300,
+    data=dataclasses.replace(DATA, batch=8),
+    optimizer=OptimizerConfig(learning_rate=4e-4, warmup=200, betas=(0.9, 0.99), ema_decay=0.995),
+    steps=4000,
 )

@@ -24,7 +24,7 @@ def run():
     with pytest.MonkeyPatch.context() as patch:
         features = randomised(lambda rngs: EfficientNetLite0(rngs=rngs), seed=3)
         patch.setattr(adversarial, "feature_network", lambda: features)
-        config = make_config("adversarial", discriminator_features=8, learn_vae_decoder=True)
+        config = make_config("adversarial", discriminator_features=8)
         mesh = parallel.make_mesh(1)
         yield run_state.start_run(config, None, mesh, lambda: make_batch()["hr"]), mesh
 
@@ -75,7 +75,7 @@ def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):
     state = jax.tree.map(jnp.copy, start.state)  # the step donates it
     state, metrics = step(state, parallel.put_batch(make_batch(), mesh))
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    for prefix in ("control.", "unet.up.", "vae.decoder.", "discriminator."):
+    for prefix in ("control.", "unet.up.", "discriminator."):
         assert any(
             (parallel.to_host(value) != before[name]).any()
             for name, value in state.learn.items()

@@ -38,7 +38,8 @@ ALLOWED = {
     "models": {"config"},
     "weights": {"config", "errors", "models"},
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
-    "method": {"config", "diffusion", "draws", "image", "models"},
+    "refinement": {"image", "models"},
+    "method": {"config", "diffusion", "draws", "image", "models", "refinement"},
     "restore": {"area_means", "config", "diffusion", "image", "method", "models", "tiling"},
     "training": {
         "convert",

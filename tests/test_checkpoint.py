@@ -22,6 +22,7 @@ from dossr_jax.checkpoint import Checkpoints, differences
 from dossr_jax.checkpoint.settings import FREE_ON_RESUME, flat_fields
 from dossr_jax.config import (
     ConfigError,
+    DoSSRConfig,
     ParallelConfig,
     TrainConfig,
     VAEConfig,
@@ -234,13 +235,15 @@ CHOICES = {
     "sde": "ode",
     "uniform": "asinh",
     "wavelet": "adain",
+    "nearest": "shuffle",
 }
 
 
 def every_change():
     """(dotted field, configuration with another value in it) for the fields of every stage."""
     for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
-        base = TrainConfig(stage=stage)
+        model = DoSSRConfig(refiner=stage.name == "refiner")
+        base = TrainConfig(stage=stage, model=model)
         for name, value in flat_fields(dataclasses.asdict(base)):
             if value is None or name == "stage.name":
                 continue

@@ -36,10 +36,11 @@ SMALL = DoSSRConfig(
         norm_groups=4,
         patch_size=4,
     ),
-    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
+    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
+    refiner=True,
     context_length=1,
 )
-STAGES = ("rrdb", "vae", "prior", "dossr")
+STAGES = ("rrdb", "vae", "prior", "dossr", "refiner")
 
 
 def make_config(stage: str, **changes) -> TrainConfig:

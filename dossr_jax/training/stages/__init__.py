@@ -4,6 +4,7 @@ from dossr_jax.training.stages.adversarial import AdversarialStage
 from dossr_jax.training.stages.base import Stage
 from dossr_jax.training.stages.dossr import DoSSRStage
 from dossr_jax.training.stages.prior import PriorStage
+from dossr_jax.training.stages.refiner import RefinerStage
 from dossr_jax.training.stages.rrdb import RRDBStage
 from dossr_jax.training.stages.vae import VAEStage
 
@@ -12,6 +13,7 @@ __all__ = [
     "DoSSRStage",
     "PriorStage",
     "RRDBStage",
+    "RefinerStage",
     "Stage",
     "VAEStage",
 ]

@@ -98,7 +98,9 @@ class AdversarialStage(Stage):
         arXiv 1406.2661), as Real-ESRGAN's.
         """
         assert isinstance(model, AdversarialDoSSR)
-        sampled = latent.sample_images(model, inputs, gradient_steps=self.gradient_steps)
+        sampled = latent.sample_images(
+            model, inputs, refine=False, gradient_steps=self.gradient_steps
+        )
         image, hr = sampled.result.astype(jnp.float32), inputs.hr
         pixels = mean_of(jnp.abs(hr - image))
         features = feature_distance(model.feature_net(image), model.feature_net(hr))
@@ -118,7 +120,7 @@ class AdversarialStage(Stage):
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the model's own sampler makes, after the colour fix."""
-        return inputs.lr, latent.sample_images(model, inputs).result
+        return inputs.lr, latent.sample_images(model, inputs, refine=False).result
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read

@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array
 from pydantic import NonNegativeInt
 
-from dossr_jax.config import DoSSRConfig, configuration
+from dossr_jax.config import DoSSRConfig, TrainConfig, configuration
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.training.stages.additions import CoarseWeights, check_crop, coarse_error
 from dossr_jax.training.stages.base import (
     Inputs,
     Metrics,
@@ -29,7 +30,7 @@ _PREFIX = "rrdb."
 
 @configuration
 class RRDBStage(Stage):
-    """The pre-restorer learns.
+    """`coarse_weights` add the error of coarser grids (see :func:`coarse_error`).
 
     `start` names another network to begin with: "realesrgan" or any file that
     dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
@@ -39,6 +40,10 @@ class RRDBStage(Stage):
     name: Literal["rrdb"] = "rrdb"
     start: str = ""
     blocks: tuple[NonNegativeInt, ...] = ()
+    coarse_weights: CoarseWeights = ()
+
+    def check(self, config: TrainConfig) -> None:
+        check_crop(config.data.crop, self.coarse_weights)
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
@@ -76,7 +81,8 @@ class RRDBStage(Stage):
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Mean |HR - RRDB(LR)|."""
         out = pre_restore_crops(model, inputs._replace(pre=None))
-        loss = mean_of(jnp.abs(inputs.hr - out.astype(jnp.float32)))
+        error = inputs.hr - out.astype(jnp.float32)
+        loss = mean_of(jnp.abs(error)) + coarse_error(error, self.coarse_weights)
         return loss, {"psnr": psnr(out, inputs.hr)}
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
