@@ -138,7 +138,7 @@ CONFIG = dataclasses.replace(
         (["--set", "steps=1.5"], "steps 1.5: must be a valid integer"),
         (["--set", "data.crop=17"], "data.crop 17: must be a multiple of 4"),
         (["--set", "optimizer.schedule=slow"], 'optimizer.schedule "slow": must be'),
-        (["--set", "stage.lora_rank=2"], "stage has coarse_weights, name"),
+        (["--set", "stage.lora_rank=2"], "stage has blocks, coarse_weights, name, start"),
         (["--batch-size", "0"], "data.batch 0: must be greater than or equal to 1"),
         (["--config", "tinny"], "no configuration 'tinny'; there are mini_dossr"),
         (["--config", "none.py"], "none.py: no such file"),

@@ -10,6 +10,7 @@ from helpers.models import tiny_model
 from helpers.small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import method, parallel, weights
+from dossr_jax.area_means import keep_area_means
 from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.convert.rrdb import read_rrdb
@@ -243,7 +244,8 @@ def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
 
 
 def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
-    """Training's samples are those of the command: without noise, pixel for pixel."""
+    """Training's samples are those of the command, whose mean colours it then keeps: without noise,
+    pixel for pixel."""
     sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5, detail=0.7)
     config = dataclasses.replace(SMALL, sampler=sampler)
     model = tiny_model(config=config)
@@ -254,8 +256,10 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
         method, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
     )
     inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
+    size = jnp.array([[12, 12]], jnp.int32)
     refined, unrefined = (
-        latent.sample_images(model, inputs, refine=refine).result for refine in (True, False)
+        keep_area_means(latent.sample_images(model, inputs, refine=refine).result, lr / 255, size)
+        for refine in (True, False)
     )
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,9 @@ def make_pairs(
         presets = ()
     # What is computed at once changes no pair.
     plan = origin | {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_size"}
+    if os.path.isfile(options.pre_restore):
+        with open(options.pre_restore, "rb") as file:
+            plan["model_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     features = ("hr", "lr", "pre") if options.pre_restore else ("hr", "lr")
 
     def shards() -> list[Shard]:

@@ -17,7 +17,7 @@ def write_pairs(folder: Path, height: int = 40, width: int = 32) -> Path:
     return folder
 
 
-def write_model(path: Path, config: DoSSRConfig) -> Path:
+def write_model(path: Path, config: DoSSRConfig, seed: int = 0) -> Path:
     """A file of random weights in which every layer counts; drawing them compiles nothing."""
-    weights.save_model(path, tiny_model(config=config))
+    weights.save_model(path, tiny_model(seed, config))
     return path
