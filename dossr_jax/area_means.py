@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from dossr_jax.image import coarse_fix
-
-Image = Float[Array, "b h w c"]
-Sizes = Int[Array, "b 2"]
+from dossr_jax.image import Image, Sizes, coarse_fix, valid_part
 
 AREA = 16
 # What is left alone, of 1: rounding to 8 bits moves a flat area by half a level of 255 at most.
@@ -131,10 +128,7 @@ def _axis(length: int, valid: Array, area: int, dtype: DTypeLike) -> _Axis:
 
 def _valid(x: Array, size: Array) -> Array:
     """x (b, h, w, c) with zeros outside the valid part."""
-    rows = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None, None]
-    cols = jnp.arange(x.shape[2], dtype=jnp.int32)[None, None, :, None]
-    sizes = size[:, :, None, None, None]
-    return jnp.where((rows < sizes[:, 0]) & (cols < sizes[:, 1]), x, 0)
+    return jnp.where(valid_part(x, size), x, 0)
 
 
 def _means(x: Array, axes: tuple[_Axis, _Axis]) -> Array:

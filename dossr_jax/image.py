@@ -95,17 +95,21 @@ def _blur(x: Array, length: Array, dilation: Array, axis: int) -> Array:
 
 def _mean_std(x: Array, size: Array) -> tuple[Array, Array]:
     """Mean and unbiased deviation of every channel over the valid part, (b, 1, 1, c) each."""
-    _, height, width, _ = x.shape
-    rows = jnp.arange(height, dtype=jnp.int32)[None, :, None, None]
-    cols = jnp.arange(width, dtype=jnp.int32)[None, None, :, None]
-    sizes = size[:, :, None, None, None]
-    valid = (rows < sizes[:, 0]) & (cols < sizes[:, 1])
+    valid = valid_part(x, size)
     count = jnp.prod(size, axis=1).astype(x.dtype)[:, None, None, None]
     mean = jnp.sum(jnp.where(valid, x, 0), axis=(1, 2), keepdims=True) / count
     square = jnp.where(valid, (x - mean) ** 2, 0)
     # A single pixel has no deviation: 0 here, where the unbiased formula would say 0 / 0.
     variance = jnp.sum(square, axis=(1, 2), keepdims=True) / jnp.maximum(count - 1, 1)
     return mean, jnp.sqrt(variance + _ADAIN_EPS)
+
+
+def valid_part(x: Image, size: Sizes) -> Bool[Array, "b h w 1"]:
+    """Where the canvases x (b, h, w, c) hold the images of `size` (b, 2), as (b, h, w, 1)."""
+    rows = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None, None]
+    cols = jnp.arange(x.shape[2], dtype=jnp.int32)[None, None, :, None]
+    sizes = size[:, :, None, None, None]
+    return (rows < sizes[:, 0]) & (cols < sizes[:, 1])
 
 
 def coarse_fix(

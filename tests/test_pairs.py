@@ -93,7 +93,7 @@ def test_what_else_is_made_changes_no_pair(photos, whole, model, tmp_path):
 def test_stopped_and_run_again_ends_with_the_same_files(
     photos, whole, model, tmp_path, monkeypatch
 ):
-    """Stopped between two shards, and with another batch: what is complete is not made again."""
+    """Stopped between two shards; a finished data set is left alone."""
     out = tmp_path / "set"
     options = [photos, out, "--tile", SIDE, "--degrade", *PRESETS, "--pre-restore", model]
     options += ["--copies", 2]
@@ -162,6 +162,13 @@ def test_what_cannot_be_made_is_refused_in_one_line(options, message, photos, tm
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "set" / "dataset_info.json").exists()
+
+
+def test_a_wrong_model_is_refused_before_tiles_are_cut(photos, tmp_path, capsys):
+    options = ["--tile", SIDE, "--degrade", *PRESETS, "--pre-restore", "none.pth"]
+    assert command(photos, tmp_path / "set", *options) == 2
+    assert "none.pth" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
 
 
 def test_crops_of_the_three_images_stay_aligned(tmp_path):

@@ -24,7 +24,7 @@ from jax import Array
 from tqdm import tqdm
 
 from dossr_jax import parallel
-from dossr_jax.convert.rrdb import preprocessor
+from dossr_jax.convert.rrdb import preprocessor, read_rrdb
 from dossr_jax.data import dataset, degradation, tiles
 from dossr_jax.data.dataset import MAX_SHARDS, Shard, Tally
 from dossr_jax.data.sources import SCALE, Prepared, Record, splits_of
@@ -63,7 +63,11 @@ class _Tiles(NamedTuple):
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What determines the pairs of a prepared data set: its size and fingerprints."""
+    """What determines the pairs of a prepared data set: its size and fingerprints.
+
+    Raises:
+      UserError: the data set is damaged.
+    """
     sources = [Prepared(path, split) for split in splits_of(path)]
     return {
         "tiles": sum(map(len, sources)),
@@ -106,6 +110,8 @@ def make_pairs(
             )
     else:
         presets = ()
+    if options.pre_restore:
+        _check_model(options.pre_restore)  # before tiles are cut, which takes long
     # What is computed at once changes no pair.
     plan = origin | {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_size"}
     if os.path.isfile(options.pre_restore):
@@ -124,6 +130,15 @@ def make_pairs(
                 dataset.write_shard(shard, out, functools.partial(maker.records, bar=bar))
 
     return dataset.build(out, plan, shards, write_missing, features)
+
+
+def _check_model(name: str) -> None:
+    config, _ = read_rrdb(name)
+    if config.scale != SCALE:
+        raise UserError(
+            f"--pre-restore {name}: enlarges {config.scale} times; give a model that enlarges "
+            f"{SCALE} times"
+        )
 
 
 def _make_shards(folder: Path, options: PairOptions) -> Iterator[Shard]:
@@ -152,13 +167,7 @@ class _Maker:
         )
         if not options.pre_restore:
             return
-        model = preprocessor(options.pre_restore)
-        if model.config.scale != SCALE:
-            raise UserError(
-                f"--pre-restore {options.pre_restore}: enlarges {model.config.scale} times; give "
-                f"a model that enlarges {SCALE} times"
-            )
-        graphdef, state = nnx.split(model)
+        graphdef, state = nnx.split(preprocessor(options.pre_restore))
         self._state = jax.device_put(state, parallel.replicated(self._mesh))
         self._pre_restore = jax.jit(
             lambda state, lr: _to_uint8(nnx.merge(graphdef, state).pre_restore(lr / 255))
