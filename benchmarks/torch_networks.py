@@ -78,6 +78,7 @@ def make_vae(config: VAEConfig) -> diffusers.AutoencoderKL:
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
         norm_num_groups=config.norm_groups,
+        mid_block_add_attention=config.mid_attention,
     ).eval()
 
 

@@ -68,7 +68,11 @@ class UNetConfig:
 
 @configuration
 class VAEConfig:
-    """SD autoencoder. `patch_size` > 1 folds pixels into channels first."""
+    """SD autoencoder. `patch_size` > 1 folds pixels into channels first.
+
+    `mid_attention` False leaves out the middle's attention, whose cost grows with the square of
+    the number of latent positions.
+    """
 
     in_channels: Count = 3
     z_channels: Count = 4
@@ -77,6 +81,7 @@ class VAEConfig:
     num_res_blocks: Count = 2
     norm_groups: Count = 32
     patch_size: Count = 1
+    mid_attention: bool = True
     scale_factor: PositiveFloat = 0.18215
 
     def __post_init__(self) -> None:

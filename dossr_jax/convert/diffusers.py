@@ -177,7 +177,7 @@ def _unet_json(config: UNetConfig) -> dict[str, Any]:
 
 def _vae_config(folder: Path) -> VAEConfig:
     settings = _read_config(folder, "AutoencoderKL")
-    for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
+    for name in ("use_quant_conv", "use_post_quant_conv"):
         if not settings.get(name, True):
             settings.fail(name, "an autoencoder of SD has it")
     with config_errors(str(settings.path), "this autoencoder is not supported"):
@@ -189,6 +189,7 @@ def _vae_config(folder: Path) -> VAEConfig:
             channel_mult=tuple(width // widths[0] for width in widths),
             num_res_blocks=settings.value("layers_per_block"),
             norm_groups=settings.get("norm_num_groups", 32),
+            mid_attention=settings.get("mid_block_add_attention", True),
             scale_factor=settings.get("scaling_factor", 0.18215),
         )
 
@@ -203,6 +204,7 @@ def _vae_json(config: VAEConfig) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "latent_channels": config.z_channels,
         "layers_per_block": config.num_res_blocks,
+        "mid_block_add_attention": config.mid_attention,
         "norm_num_groups": config.norm_groups,
         "out_channels": config.in_channels,
         "sample_size": 512,

@@ -156,6 +156,7 @@ def infer_vae(state: State) -> VAEConfig:
             channel_mult=tuple(width // base for width in widths),
             num_res_blocks=count(state, "encoder.down.0.block.%d."),
             patch_size=patch,
+            mid_attention=state.has("encoder.mid.attn_1."),
         )
 
 

@@ -42,15 +42,17 @@ class MidAttention(nnx.Module):
 
 
 class Mid(nnx.Module):
-    """Residual block, attention, residual block."""
+    """Residual block, attention (where the configuration has it), residual block."""
 
-    def __init__(self, make: Factory, channels: int, groups: int):
+    def __init__(self, make: Factory, channels: int, config: VAEConfig):
+        groups = config.norm_groups
         self.res1 = ResBlock(make, channels, channels, groups=groups, epsilon=_EPSILON)
-        self.attn = MidAttention(make, channels, groups)
+        self.attn = MidAttention(make, channels, groups) if config.mid_attention else None
         self.res2 = ResBlock(make, channels, channels, groups=groups, epsilon=_EPSILON)
 
     def __call__(self, x: Array) -> Array:
-        return self.res2(self.attn(self.res1(x)))
+        x = self.res1(x)
+        return self.res2(x if self.attn is None else self.attn(x))
 
 
 class Level(nnx.Module):
@@ -112,7 +114,7 @@ class VAEEncoder(nnx.Module):
             )
             for i in range(levels)
         )
-        self.mid = Mid(make, widths[-1], groups)
+        self.mid = Mid(make, widths[-1], config)
         self.norm_out = make.group_norm(widths[-1], groups, _EPSILON)
         self.conv_out = make.conv(widths[-1], 2 * config.z_channels)
         self.quant_conv = make.conv(2 * config.z_channels, 2 * config.z_channels, 1)
@@ -138,7 +140,7 @@ class VAEDecoder(nnx.Module):
         widths = [m * config.base_channels for m in reversed(config.channel_mult)]
         self.post_quant_conv = make.conv(config.z_channels, config.z_channels, 1)
         self.conv_in = make.conv(config.z_channels, widths[0])
-        self.mid = Mid(make, widths[0], groups)
+        self.mid = Mid(make, widths[0], config)
         self.up = nnx.List(
             Level(
                 make,

@@ -1,5 +1,7 @@
 """The autoencoder at SD size against PyTorch's, of diffusers, with random weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,9 @@ SMALL = VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1)
     ("config", "size", "tolerance"),
     [
         pytest.param(SMALL, (24, 32), 5e-6, id="small"),
+        pytest.param(
+            dataclasses.replace(SMALL, mid_attention=False), (24, 32), 5e-6, id="no attention"
+        ),
         pytest.param(
             VAEConfig(), (192, 256), 2e-5, id="full", marks=[pytest.mark.slow, pytest.mark.alone]
         ),

@@ -38,23 +38,27 @@ def _levels(
     return rows
 
 
-def _mid(torch: str, channels: int, naming: Naming) -> list[Row]:
+def _mid(torch: str, channels: int, config: VAEConfig, naming: Naming) -> list[Row]:
     first, attn, second = {
         "ldm": ("mid.block_1", "mid.attn_1", "mid.block_2"),
         "diffusers": ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
     }[naming]
-    names = _DIFFUSERS_ATTENTION if naming == "diffusers" else {}
     rows = res(f"{torch}.{first}", "mid.res1", _RES[naming], channels, channels)
-    rows += norm(f"{torch}.{attn}.{names.get('norm', 'norm')}", "mid.attn.norm", channels)
+    if config.mid_attention:
+        rows += _attention(f"{torch}.{attn}", channels, naming)
+    return rows + res(f"{torch}.{second}", "mid.res2", _RES[naming], channels, channels)
+
+
+def _attention(torch: str, channels: int, naming: Naming) -> list[Row]:
+    names = _DIFFUSERS_ATTENTION if naming == "diffusers" else {}
+    rows = norm(f"{torch}.{names.get('norm', 'norm')}", "mid.attn.norm", channels)
     for name in ("q", "k", "v", "proj_out"):
-        layer = linear(
-            f"{torch}.{attn}.{names.get(name, name)}", f"mid.attn.{name}", channels, channels
-        )
+        layer = linear(f"{torch}.{names.get(name, name)}", f"mid.attn.{name}", channels, channels)
         if naming == "ldm":
             shape = (channels, channels, 1, 1)
             layer[0] = layer[0]._replace(transform="conv1x1_linear", shape=shape)
         rows += layer
-    return rows + res(f"{torch}.{second}", "mid.res2", _RES[naming], channels, channels)
+    return rows
 
 
 def _ends(torch: str, c: int, c_out: int, naming: Naming) -> list[Row]:
@@ -69,7 +73,7 @@ def vae_encoder_table(config: VAEConfig, naming: Naming = "ldm") -> list[Row]:
     widths = [mult * base for mult in config.channel_mult]
     rows = conv("encoder.conv_in", "conv_in", config.in_channels * config.patch_size**2, base)
     rows += _levels("down", base, widths, config.num_res_blocks, naming)
-    rows += _mid("encoder", widths[-1], naming) + _ends("encoder", widths[-1], z, naming)
+    rows += _mid("encoder", widths[-1], config, naming) + _ends("encoder", widths[-1], z, naming)
     return rows + conv("quant_conv", "quant_conv", z, z, 1)
 
 
@@ -79,7 +83,7 @@ def vae_decoder_table(config: VAEConfig, naming: Naming = "ldm") -> list[Row]:
     widths = [mult * config.base_channels for mult in reversed(config.channel_mult)]
     rows = conv("post_quant_conv", "post_quant_conv", z, z, 1)
     rows += conv("decoder.conv_in", "conv_in", z, widths[0])
-    rows += _mid("decoder", widths[0], naming)
+    rows += _mid("decoder", widths[0], config, naming)
     rows += _levels("up", widths[0], widths, config.num_res_blocks + 1, naming)
     return rows + _ends("decoder", widths[-1], config.in_channels * config.patch_size**2, naming)
 
