@@ -1,6 +1,7 @@
 """train.py: from the command line to a model file."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -96,6 +97,11 @@ def test_an_autoencoder_learns_the_scale_of_its_latents(command, tmp_path):
     prior = ("--set", 'stage={"name": "prior"}')
     assert command(*prior, "--output", tmp_path / "p", "--init", model) == 0
     assert weights.load_model(tmp_path / "p" / "model.safetensors").config == config
+    # And what was said of its training, to which each stage adds an entry.
+    _, header = weights.read_safetensors(tmp_path / "p" / "model.safetensors")
+    entries = json.loads(header["training"])
+    assert [(e["config"].endswith("small.py"), e["steps"]) for e in entries] == [(True, 2)] * 2
+    assert all(np.isfinite(e["train"]["loss"]) and e["version"] for e in entries)
 
 
 def test_export_to_pytorch(golden_dir, tmp_path):
@@ -138,7 +144,10 @@ CONFIG = dataclasses.replace(
         (["--set", "steps=1.5"], "steps 1.5: must be a valid integer"),
         (["--set", "data.crop=17"], "data.crop 17: must be a multiple of 4"),
         (["--set", "optimizer.schedule=slow"], 'optimizer.schedule "slow": must be'),
-        (["--set", "stage.lora_rank=2"], "stage has blocks, coarse_weights, name, start"),
+        (
+            ["--set", "stage.lora_rank=2"],
+            "stage has blocks, coarse_weights, name, start, start_share",
+        ),
         (["--batch-size", "0"], "data.batch 0: must be greater than or equal to 1"),
         (["--config", "tinny"], "no configuration 'tinny'; there are mini_dossr"),
         (["--config", "none.py"], "none.py: no such file"),

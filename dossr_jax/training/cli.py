@@ -120,6 +120,7 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     from dossr_jax import weights
     from dossr_jax.convert.conversion import convert
     from dossr_jax.convert.release import check_release_shape
+    from dossr_jax.training.history import NOTE, describe_training
     from dossr_jax.training.loop import start_crops, train
     from dossr_jax.training.stages import Stage
     from dossr_jax.training.state import trained_model
@@ -139,7 +140,9 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     Stage.of(config).finalize(model, lambda: start_crops(trained.source, config))
     if jax.process_index():
         return
-    notes = {"recipe": f"{args.config}, {int(state.step)} steps"}
+    notes = {
+        NOTE: describe_training(args.init, args.output, config=args.config, steps=int(state.step))
+    }
     targets: list[tuple[Path, Any]] = [(args.output / "model.safetensors", None)]
     if args.export:
         dtype = None if args.export_dtype == "float32" else ml_dtypes.bfloat16
