@@ -6,12 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.models import tiny_model
 from helpers.small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import method, parallel, weights
 from dossr_jax.area_means import keep_area_means
-from dossr_jax.config import DataConfig, ParallelConfig, SamplerConfig, VAEConfig
+from dossr_jax.config import (
+    ConfigError,
+    DataConfig,
+    ParallelConfig,
+    SamplerConfig,
+    VAEConfig,
+)
 from dossr_jax.convert.release import load_release
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.diffusion import process
@@ -22,7 +29,7 @@ from dossr_jax.pipeline import Upscaler
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.params import make_model
-from dossr_jax.training.stages import DoSSRStage, PriorStage, latent
+from dossr_jax.training.stages import DoSSRStage, PriorStage, RRDBStage, latent
 from dossr_jax.training.stages.additions import Additions, coarse_error
 from dossr_jax.training.stages.base import Inputs, draw_normal, pre_restore_crops
 from dossr_jax.training.stages.dossr import predict_x0
@@ -416,3 +423,21 @@ def test_a_pre_restorer_may_start_as_some_blocks_of_another(tmp_path):
     for blocks in ((0, 3), (0, 1, 2), ()):
         with pytest.raises(UserError, match="change model.rrdb or stage.blocks"):
             begin("rrdb", model=model, start=str(other), blocks=blocks)
+
+
+def test_an_exported_pre_restorer_lies_between_its_start_and_what_it_learnt(tmp_path):
+    """`start_share` s of the start and 1 - s of the learnt weights; nothing else moves."""
+    start = tmp_path / "start.safetensors"
+    weights.save_model(start, tiny_model())
+    _, tensors = read_rrdb(start)
+    stage = RRDBStage(start=str(start), start_share=0.25)
+    learnt = make_model(SMALL, 1, zero_output=True)
+    before = dict(weights.names_and_params(nnx.clone(learnt)))
+    stage.finalize(learnt, lambda: pytest.fail("looked at crops"))
+    for name, param in weights.names_and_params(learnt):
+        want = before[name][...]
+        if name.startswith("rrdb."):
+            want = 0.25 * tensors[name.removeprefix("rrdb.")].load() + 0.75 * want
+        np.testing.assert_allclose(param[...], want, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ConfigError, match="needs stage.start"):
+        RRDBStage(start_share=0.5)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
-from dossr_jax.config import DoSSRConfig, TrainConfig, configuration
+from dossr_jax import weights
+from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
@@ -34,13 +36,20 @@ class RRDBStage(Stage):
 
     `start` names another network to begin with: "realesrgan" or any file that
     dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
-    0; empty keeps all.
+    0; empty keeps all. `start_share` of the start's weights and 1 - `start_share` of the learnt
+    ones make the model that is exported: between a GAN and its fine-tuning by L1 lie networks that
+    trade texture for accuracy (network interpolation, ESRGAN, arXiv 1809.00219, section 3.4).
     """
 
     name: Literal["rrdb"] = "rrdb"
     start: str = ""
     blocks: tuple[NonNegativeInt, ...] = ()
+    start_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     coarse_weights: CoarseWeights = ()
+
+    def __post_init__(self) -> None:
+        if self.start_share and not self.start:
+            raise ConfigError("stage.start_share: needs stage.start")
 
     def check(self, config: TrainConfig) -> None:
         check_crop(config.data.crop, self.coarse_weights)
@@ -55,6 +64,11 @@ class RRDBStage(Stage):
         """
         if not self.start:
             return found, read
+        start = self._read_start(config)
+        return found, lambda name: (start if name.startswith(_PREFIX) else read)(name)
+
+    def _read_start(self, config: DoSSRConfig) -> Read:
+        """The kept blocks of the network that `start` names, under the model's names."""
         own, tensors = read_rrdb(self.start)
         kept = self.blocks or tuple(range(own.num_blocks))
         fits = dataclasses.replace(config.rrdb, num_blocks=own.num_blocks) == own
@@ -65,15 +79,23 @@ class RRDBStage(Stage):
                 "stage.blocks"
             )
 
-        def read_kept(name: str) -> np.ndarray:
-            if not name.startswith(_PREFIX):
-                return read(name)
+        def read(name: str) -> np.ndarray:
             parts = name.removeprefix(_PREFIX).split(".")
             if parts[0] == "body":
                 parts[1] = str(kept[int(parts[1])])
             return tensors[".".join(parts)].load()
 
-        return found, read_kept
+        return read
+
+    def finalize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
+        """The weights between the start's and the learnt ones that `start_share` asks for."""
+        if not self.start_share:
+            return
+        start = self._read_start(model.config)
+        for name, param in weights.names_and_params(model.rrdb):
+            learnt = param[...]
+            between = self.start_share * start(_PREFIX + name) + (1 - self.start_share) * learnt
+            param[...] = between.astype(learnt.dtype)
 
     def learns(self, name: str) -> bool:
         return name.startswith(_PREFIX)
