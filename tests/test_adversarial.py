@@ -1,4 +1,4 @@
-"""The adversarial stage: what each of its two players learns from, and what is exported."""
+"""The adversarial stages: what each of the two players learns from, and what is exported."""
 
 import dataclasses
 
@@ -17,14 +17,20 @@ from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.stages import adversarial
 
+# What the generator of each stage is made of.
+GENERATORS = {
+    "adversarial": ("control.", "unet.up."),
+    "rrdb_adversarial": ("rrdb.conv_first.", "rrdb.body.0."),
+}
 
-@pytest.fixture(scope="module")
-def run():
-    """A run at step 0 with random features, and its mesh."""
+
+@pytest.fixture(scope="module", params=GENERATORS)
+def run(request):
+    """A run of each stage at step 0 with random features, and its mesh."""
     with pytest.MonkeyPatch.context() as patch:
         features = randomised(lambda rngs: EfficientNetLite0(rngs=rngs), seed=3)
         patch.setattr(adversarial, "feature_network", lambda: features)
-        config = make_config("adversarial", discriminator_features=8)
+        config = make_config(request.param, discriminator_features=8)
         mesh = parallel.make_mesh(1)
         yield run_state.start_run(config, None, mesh, lambda: make_batch()["hr"]), mesh
 
@@ -56,11 +62,12 @@ def largest(gradients, prefix):
     )
 
 
-def test_neither_player_learns_from_the_others_loss(gradients):
+def test_neither_player_learns_from_the_others_loss(run, gradients):
+    generator = GENERATORS[run[0].config.stage.name]
     off = {"pixel_weight": 0.0, "feature_weight": 0.0, "adversarial_weight": 0.0}
     discriminator_only, both = gradients(**off), gradients(**off | {"adversarial_weight": 1.0})
-    assert largest(discriminator_only, "control.") == largest(discriminator_only, "unet.") == 0
-    assert largest(both, "control.") > 0 and largest(both, "unet.") > 0
+    for part in generator:
+        assert largest(discriminator_only, part) == 0 < largest(both, part)
     for name, value in both.items():
         if name.startswith("discriminator."):
             np.testing.assert_allclose(value, discriminator_only[name], rtol=1e-4, atol=1e-7)
@@ -75,7 +82,10 @@ def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):
     state = jax.tree.map(jnp.copy, start.state)  # the step donates it
     state, metrics = step(state, parallel.put_batch(make_batch(), mesh))
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    for prefix in ("control.", "unet.up.", "discriminator."):
+    assert {name.split(".")[0] for name in before} == {
+        part.split(".")[0] for part in (*GENERATORS[start.config.stage.name], "discriminator.")
+    }
+    for prefix in (*GENERATORS[start.config.stage.name], "discriminator."):
         assert any(
             (parallel.to_host(value) != before[name]).any()
             for name, value in state.learn.items()

