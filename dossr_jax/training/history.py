@@ -33,7 +33,10 @@ def _earlier(init: Path | None) -> list[dict[str, Any]]:
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:
-    lines = map(json.loads, (run / METRICS_FILE).read_text().splitlines())
+    path = run / METRICS_FILE
+    if not path.exists():  # a run of which only the checkpoints were kept
+        return {}
+    lines = map(json.loads, path.read_text().splitlines())
     return {line.pop("kind"): line for line in lines}
 
 
