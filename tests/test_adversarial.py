@@ -20,7 +20,7 @@ from dossr_jax.training.stages import adversarial
 # What the generator of each stage is made of.
 GENERATORS = {
     "adversarial": ("control.", "unet.up."),
-    "rrdb_adversarial": ("rrdb.conv_first.", "rrdb.body.0."),
+    "rrdb_adversarial": ("rrdb.conv_last.",),  # all that has a gradient where it starts at zero
 }
 
 

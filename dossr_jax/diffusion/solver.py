@@ -296,7 +296,7 @@ def _scan(
         first = jax.tree.map(lambda a: a[:-count], steps)
         carry = jax.lax.stop_gradient(jax.lax.scan(body, carry, first)[0])
         for i in range(-count, 0):
-            carry, _ = advance(carry, *jax.tree.map(lambda a, i=i: a[i], steps))
+            carry, _ = advance(carry, *jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), steps))
         return ends.m_out * carry[0] + ends.shift_out * x_lr, None
     (y, _, _), path = jax.lax.scan(body, carry, steps)
     return ends.m_out * y + ends.shift_out * x_lr, path
