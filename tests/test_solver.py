@@ -291,5 +291,5 @@ def test_gradients_flow_through_the_last_steps_alone():
         np.testing.assert_allclose(
             gradient(1.5, gradient_steps=steps), gradient(1.5, last=steps), rtol=1e-12
         )
-    np.testing.assert_allclose(gradient(1.5, gradient_steps=4), gradient(1.5), rtol=1e-12)
+    assert gradient(1.5, gradient_steps=4) == gradient(1.5)
     assert abs(gradient(1.5, gradient_steps=1) / gradient(1.5) - 1) > 1e-3
