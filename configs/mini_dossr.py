@@ -1,6 +1,6 @@
 """DoSSR's ControlNet of dossr-mini with the prior's decoder; fourth of the five stages.
 
-    python train.py --config mini_dossr --data DATA --output RUN --init PRIOR_MODEL
+    python train.py --config mini_dossr --data PAIRS --output RUN --init PRIOR_MODEL
 
 Times are drawn from those that a sampler visits: the many beyond t1, where sigma / alpha inflates
 the error by up to 15, would take most of a small model's capacity.
@@ -8,25 +8,13 @@ the error by up to 15, would take most of a small model's capacity.
 
 from dossr_jax.config import OptimizerConfig, TrainConfig
 from dossr_jax.training.stages import DoSSRStage
-from dossr_jax.training.stages.additions import Additions
 
 from .mini import DATA, MODEL
 
 CONFIG = TrainConfig(
-    stage=DoSSRStage(
-        times="visited",
-        prompts="both",
-        learn_decoder=True,
-        additions=Additions(
-            coarse_weights=(0.5, 1.0, 1.0),
-            image_weight=10.0,
-            ssim_weight=1.0,
-            learn_vae_decoder=True,
-            first_step_share=0.5,
-        ),
-    ),
+    stage=DoSSRStage(times="visited", prompts="both", learn_decoder=True),
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.999),
-    steps=12_000,
+    optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.995),
+    steps=1800,
 )

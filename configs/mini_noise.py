@@ -2,8 +2,7 @@
 
     python train.py --config mini_noise --data DATA --output RUN --init PRIOR_MODEL
 
-Data, prior, optimiser and steps are those of mini_dossr; the loss is the usual one, of noise, from
-which the autoencoder's decoder has nothing to learn.
+Data, prior, optimiser and steps are those of mini_dossr; the loss is the usual one, of noise.
 """
 
 import dataclasses

@@ -12,6 +12,6 @@ CONFIG = TrainConfig(
     stage=PriorStage(prompts="both"),
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.999),
-    steps=12_000,
+    optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.995),
+    steps=1200,
 )

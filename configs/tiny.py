@@ -29,7 +29,7 @@ CONFIG = TrainConfig(
         vae=VAEConfig(
             base_channels=16, channel_mult=(1,), num_res_blocks=1, norm_groups=8, patch_size=4
         ),
-        rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
+        rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
         context_length=2,
     ),
     data=DataConfig(crop=32, batch=8, presets=("light",)),

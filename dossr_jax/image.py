@@ -37,11 +37,6 @@ def wavelet_fix(image: Image, reference: Image, size: Sizes) -> Image:
     return image + _low_band(reference - image, size, _DILATIONS)
 
 
-def detail_fix(image: Image, reference: Image, size: Sizes) -> Image:
-    """:func:`wavelet_fix` that keeps the two finest bands only: detail, 1.6 px of deviation."""
-    return image + _low_band(reference - image, size, _DILATIONS[:2])
-
-
 def adain_fix(image: Image, reference: Image, size: Sizes) -> Image:
     """Give every channel of `image` the mean and the standard deviation of `reference`.
 

@@ -24,7 +24,6 @@ from dossr_jax.draws import Draw
 from dossr_jax.image import batch_position_noise, color_fix
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.refinement import refine_images
 
 Image = Float[Array, "b h w c"]
 Latent = Float[Array, "b lh lw z"]
@@ -111,7 +110,7 @@ class Controls:
 
     context, negative_context: prompt embeddings (m, d). The rest are scalars. cfg_scale:
     classifier-free guidance. strength: factor on the ControlNet's residuals. fidelity: from 0,
-    free, to 1, the LR latent. detail: of a refiner, see models.refiner.
+    free, to 1, the LR latent.
     """
 
     # A pytree: in place of arrays JAX puts shapes, tracers and placeholders.
@@ -120,7 +119,6 @@ class Controls:
     cfg_scale: Any
     strength: Any
     fidelity: Any
-    detail: Any
 
 
 class Condition(NamedTuple):
@@ -162,14 +160,6 @@ def encode_lr(
     return Condition(model.latents(moments, noise_posterior), hint)
 
 
-def predict_x0(model: DoSSR, x: Latent, eps: Latent, x_lr: Latent, point: solver.Point) -> Latent:
-    """Data prediction D at x, of the network's output `eps`; levels broadcast over the latent."""
-    x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
-    if skip := model.config.process.lr_skip:
-        x0 = process.toward_lr(x0, x_lr, skip * point.eta)
-    return x0
-
-
 def make_denoiser(
     model: DoSSR,
     condition: Condition,
@@ -197,7 +187,7 @@ def make_denoiser(
             return process.guide(*both, controls.cfg_scale)
 
         eps = apply(predict, [x, condition.hint], [1, 1], 1, x.shape[-1])
-        x0 = predict_x0(model, x, eps, condition.x_lr, point)
+        x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
         return process.toward_lr(x0, condition.x_lr, controls.fidelity)
 
     return denoise
@@ -220,7 +210,6 @@ def decode_latents(
 
 def restore_images(
     model: DoSSR,
-    lr: Float[Array, "b lr_h lr_w c"],
     pre: Image,
     size: Sizes,
     *,
@@ -229,7 +218,6 @@ def restore_images(
     noise: Noise,
     fix: ColorFix,
     guided: bool = False,
-    refine: bool = True,
     keep_path: bool = False,
     gradient_steps: int | None = None,
     apply: Apply = whole,
@@ -237,10 +225,8 @@ def restore_images(
     """From pre-restored images to the result.
 
     Args:
-      lr: canvases (b, h, w, 3) in [0, 1]; only a refiner looks at them.
       pre: pre-restored images (b, 4h, 4w, 3) in [0, 1], float32 or float64.
       size: valid part of every LR canvas, int32 (b, 2).
-      refine: run the refiner of a model that has one.
       keep_path: keep every step of the solver.
       gradient_steps: as in :func:`dossr_jax.diffusion.solver.sample`, without keep_path.
     """
@@ -256,6 +242,4 @@ def restore_images(
         latents, path = solver.sample(*run, gradient_steps=gradient_steps), None
     decoded, image = decode_latents(model, latents, condition.x_lr, pre, fix, apply=apply)
     result = color_fix(fix, image, pre, UPSCALE * size)
-    if refine:
-        result = refine_images(model, lr, pre, result, size, controls.detail, apply)
     return Restoration(pre, condition, latents, decoded, result, path)

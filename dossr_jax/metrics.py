@@ -66,35 +66,11 @@ def ssim_map(image: Image, reference: Image, *, data_range: float) -> Float[Arra
     return similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
 
 
-def multiscale_ssim(
-    image: Image, reference: Image, *, data_range: float, scales: int
-) -> Float[Array, " b"]:
-    """Mean of :func:`ssim` of images (b, h, w, c) at full size and halved once, twice, ..., (b,).
-
-    The plain mean, over all channels, where MS-SSIM (Wang et al., 2003) takes a weighted product.
-
-    Raises:
-      ValueError: the images become smaller than the window.
-      TypeError: a side that cannot be halved that often.
-    """
-    values = [ssim(image, reference, data_range=data_range)]
-    for _ in range(scales - 1):
-        image, reference = halve(image), halve(reference)
-        values.append(ssim(image, reference, data_range=data_range))
-    return jnp.stack(values).mean(axis=0)
-
-
-def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Means over 2x2 pixels: (b, h/2, w/2, c) from (b, h, w, c) with even sides."""
-    b, h, w, c = x.shape
-    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
-
-
 def _window_mean(x: Array) -> Array:
     """Gaussian means (b, h - 10, w - 10, c) at every position where the window fits.
 
     Lines are cut into overlapping blocks, each multiplied by a banded matrix: on a CPU much faster
-    than a convolution of one channel, and than a sum of shifted images when differentiated.
+    than a convolution of one channel.
     """
     for axis in (1, 2):
         x = jnp.moveaxis(x, axis, -1)

@@ -14,7 +14,7 @@ from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MODELS, Settings, Upscaler,
 
 _SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 # The other fields of Settings are for comparisons, from Python.
-_PICTURE = ("scale", "seed", "prompt", "negative_prompt", "cfg_scale", "strength", "refine")
+_PICTURE = ("scale", "seed", "prompt", "negative_prompt", "cfg_scale", "strength")
 
 
 def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -> None:
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -
     model.add_argument(
         "--preprocessor",
         help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), 'realesrgan' or "
-        "'realesrgan-anime'; it runs without the model's refiner",
+        "'realesrgan-anime'",
     )
     model.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"

@@ -48,7 +48,6 @@ class Layout:
     guided: bool = False
     truncate: bool = False
     diffuse: bool = True
-    refine: bool = True
     keep: bool = False
     shard: NamedSharding | None = None
 
@@ -136,7 +135,6 @@ def restore(
     assert noise is not None and table is not None and controls is not None
     restored = method.restore_images(
         model,
-        lr,
         pre,
         size,
         table=table,
@@ -144,7 +142,6 @@ def restore(
         noise=noise,
         fix=layout.color_fix,
         guided=layout.guided,
-        refine=layout.refine,
         keep_path=layout.keep,
         apply=apply,
     )

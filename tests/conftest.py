@@ -22,7 +22,6 @@ install_import_hook(
         "dossr_jax.image",
         "dossr_jax.method",
         "dossr_jax.metrics",
-        "dossr_jax.refinement",
         "dossr_jax.tiling",
     ],
     "helpers.typecheck.check",

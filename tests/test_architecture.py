@@ -38,8 +38,7 @@ ALLOWED = {
     "models": {"config"},
     "weights": {"config", "errors", "models"},
     "convert": {"config", "errors", "models", "weights", "diffusion", "prompts"},
-    "refinement": {"image", "models"},
-    "method": {"config", "diffusion", "draws", "image", "models", "refinement"},
+    "method": {"config", "diffusion", "draws", "image", "models"},
     "restore": {"area_means", "config", "diffusion", "image", "method", "models", "tiling"},
     "training": {
         "convert",

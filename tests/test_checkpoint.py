@@ -22,7 +22,6 @@ from dossr_jax.checkpoint import Checkpoints, differences
 from dossr_jax.checkpoint.settings import FREE_ON_RESUME, flat_fields
 from dossr_jax.config import (
     ConfigError,
-    DoSSRConfig,
     ParallelConfig,
     TrainConfig,
     VAEConfig,
@@ -235,15 +234,13 @@ CHOICES = {
     "sde": "ode",
     "uniform": "asinh",
     "wavelet": "adain",
-    "nearest": "shuffle",
 }
 
 
 def every_change():
     """(dotted field, configuration with another value in it) for the fields of every stage."""
     for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
-        model = DoSSRConfig(refiner=stage.name == "refiner")
-        base = TrainConfig(stage=stage, model=model)
+        base = TrainConfig(stage=stage)
         for name, value in flat_fields(dataclasses.asdict(base)):
             if value is None or name == "stage.name":
                 continue

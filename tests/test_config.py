@@ -22,14 +22,12 @@ from dossr_jax.config import (
     with_changes,
 )
 from dossr_jax.pipeline import Settings
-from dossr_jax.training.stages import DoSSRStage, RefinerStage
-from dossr_jax.training.stages.additions import Additions
+from dossr_jax.training.stages import DoSSRStage
 
-STAGES = [StageConfig.known[n] for n in ("rrdb", "vae", "prior", "dossr", "refiner")]
+STAGES = [StageConfig.known[n] for n in ("rrdb", "vae", "prior", "dossr")]
 CLASSES = [
     *(getattr(config, name) for name in config.__all__ if name.endswith("Config")),
     *STAGES,
-    Additions,
     Settings,
 ]
 GIVEN = {
@@ -105,9 +103,7 @@ def _unbounded(cls, name):
         (lambda: TextConfig(skip_layers=24), "skip_layers 24: fewer than layers 24"),
         (lambda: DoSSRConfig(unet=UNetConfig(in_channels=3)), "unet.in_channels 3: must equal"),
         (lambda: DataConfig(scale_range=(1.0, 0.5)), "scale_range [1.0, 0.5]: give the smaller"),
-        (lambda: Additions(learn_vae_decoder=True), "learn_vae_decoder true: needs image_weight"),
         (lambda: DoSSRStage(start="noise", times="first"), 'start "noise": only with times'),
-        (lambda: TrainConfig(stage=RefinerStage()), "model.refiner false: this stage trains"),
     ],
 )
 def test_fields_that_do_not_go_together_are_named(build, text):
@@ -118,7 +114,7 @@ def test_fields_that_do_not_go_together_are_named(build, text):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda cls: cls.__name__)
 def test_json_brings_a_run_back(stage):
-    run = TrainConfig(stage=stage(), model=DoSSRConfig(refiner=True, text=TextConfig()))
+    run = TrainConfig(stage=stage(), model=DoSSRConfig(text=TextConfig()))
     assert from_json(TrainConfig, to_json(run)) == run
     assert hash(from_json(TrainConfig, to_json(run))) == hash(run)
 
@@ -129,8 +125,8 @@ def test_json_brings_a_run_back(stage):
         ("data.crop=511", "data.crop 511: must be a multiple of 64"),
         ("data.crip=512", "data.crip=512: give FIELD=VALUE of an existing field; data has"),
         ("data", "data: give FIELD=VALUE"),
-        ("stage.coarse_weights=[1]", "stage has additions, learn_decoder, lora_rank"),
-        ("stage.additions.first_step_share=2", "stage.additions.first_step_share 2: must be"),
+        ("stage.kl_weight=1", "stage has learn_decoder, lora_rank, name"),
+        ("stage.lora_rank=-2", "stage.lora_rank -2: must be"),
         ('stage={"name": "mud"}', 'stage.name "mud": unknown stage; there are'),
         ('stage={"name": "vae", "lora_rank": 1}', "stage.lora_rank: unknown field; VAEStage has"),
         ("model.sampler.steps=-3", "model.sampler.steps -3: must be greater"),

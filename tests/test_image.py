@@ -61,25 +61,6 @@ def test_color_fix_of_part_of_a_canvas_is_that_of_the_crop(kind):
             np.testing.assert_allclose(whole[i, :h, :w], alone[0], rtol=0, atol=2e-6)
 
 
-def test_detail_fix_keeps_the_finest_waves_alone():
-    """Waves of 2 and 4 px come from the image, those of 64 px and the mean from the reference."""
-
-    def wave(period, phase):
-        return np.sin(2 * np.pi * np.arange(128) / period + phase)[None, None, :, None]
-
-    def both(phase, mean):
-        rows = wave(2, phase + 0.5) + wave(4, phase) + wave(64, phase) + mean
-        return jnp.asarray(np.broadcast_to(rows, (1, 128, 128, 1)), jnp.float32)
-
-    x, reference = both(0.3, 0.0), both(1.0, 5.0)
-    fixed = image.detail_fix(x, reference, full_size(x))
-    want = wave(2, 0.8) + wave(4, 0.3) + wave(64, 1.0) + 5
-    inside = np.s_[:, 8:-8, 8:-8]
-    error = np.abs(fixed - want.astype(np.float32))[inside]
-    # The filter passes 1.2 % of a wave of 64 px; of one of 4 px it holds back nothing.
-    assert error.max() < 0.03
-
-
 def test_wavelet_fix_takes_the_mean_of_the_reference_and_keeps_detail():
     x = jnp.asarray(uniform(1, 32, 32, 3))
     size = full_size(x)

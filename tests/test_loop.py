@@ -165,9 +165,9 @@ def test_a_finished_run_can_be_made_longer(run, finished, folder):
 
 
 def test_another_configuration_is_refused_with_the_difference(run, folder):
-    stage = RRDBStage(coarse_weights=(1.0,))
+    stage = RRDBStage(blocks=(0,))
     other = dataclasses.replace(CONFIG, seed=1, stage=stage)
-    with pytest.raises(UserError, match="seed is 0 there, 1 now; stage.coarse_weights is"):
+    with pytest.raises(UserError, match="seed is 0 there, 1 now; stage.blocks is"):
         run(other, output=folder)
 
 

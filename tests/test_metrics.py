@@ -81,14 +81,6 @@ def test_too_small_for_the_window_is_an_error():
         metrics.ssim(jnp.zeros((1, 10, 40, 3)), jnp.zeros((1, 10, 40, 3)), data_range=1.0)
 
 
-def test_multiscale_ssim_is_the_mean_over_halved_images():
-    image, reference = (jnp.asarray(a) for a in photos("float32", (2, 48, 64, 3)))
-    halved = [a.reshape(2, 24, 2, 32, 2, 3).mean((2, 4)) for a in (image, reference)]
-    got = metrics.multiscale_ssim(image, reference, data_range=1.0, scales=2)
-    want = metrics.ssim(image, reference, data_range=1.0) + metrics.ssim(*halved, data_range=1.0)
-    np.testing.assert_allclose(got, want / 2, rtol=1e-6)
-
-
 def test_lines_longer_than_a_block_of_the_window_agree_too():
     """The window mean works in blocks: nothing is lost where they meet."""
     image = photos("float64", (1, 150, 203, 1))[0]

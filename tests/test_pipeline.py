@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.models import TINY, tiny_model
+from helpers.models import tiny_model
 from PIL import Image
 
 from dossr_jax import restore as restore_module
 from dossr_jax import weights
 from dossr_jax.errors import UserError
-from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import RRDBNet
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.pipeline import upscaler as upscaler_module
@@ -102,7 +101,7 @@ def test_settings_and_sizes_within_a_bucket_share_one_program(upscaler):
     compiled = restore._cache_size()
     for size, settings in {
         (20, 30): {"steps": 7, "order": 1, "solver": "ode"},
-        (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5, "detail": 0.4},
+        (32, 32): {"seed": 5, "strength": 0.3, "fidelity": 0.5},
         (17, 18): {"scale": 2.5, "start": "noise", "grid": "asinh"},
         (31, 19): {"prompt": "", "negative_prompt": "clean, high-resolution, 8k"},
     }.items():
@@ -142,10 +141,7 @@ def test_result_depends_on_the_seed_and_repeats_with_it(upscaler):
 
 def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
     """Where no network looks beyond a position, tiling is exact: nothing is lost or doubled."""
-    model = tiny_model(config=dataclasses.replace(TINY, refiner=True))
-    monkeypatch.setattr(
-        Refiner, "__call__", lambda self, lr, pre, x, detail: 0.8 * x + 0.2 * pre**2
-    )
+    model = tiny_model()
     monkeypatch.setattr(type(model), "encode", lambda self, x: (_pool(x, 8), _pool(x, 8)))
     monkeypatch.setattr(type(model), "decode", lambda self, z: _spread(z[..., :3], 8))
     monkeypatch.setattr(type(model), "pre_restore", lambda self, lr: _spread(lr, 4))
@@ -184,18 +180,6 @@ def test_settings_do_what_they_say(upscaler):
         assert np.abs(upscaler.restore(image, **settings, **changed) - free).max() > 0, changed
 
 
-def test_a_skip_connection_of_all_is_as_faithful_as_can_be_where_sampling_starts(upscaler):
-    """One step there, with nearly all of the prediction the LR latent: what fidelity 1 gives."""
-    process = dataclasses.replace(upscaler.config.process, lr_skip=0.9999)
-    model = upscaler.model
-    model.config = dataclasses.replace(model.config, process=process)
-    skipping = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
-    image, settings = picture(32, 32), {"steps": 1, "final_denoise": True, "color_fix": "none"}
-    bound = upscaler.restore(image, fidelity=1.0, **settings).astype(int)
-    assert np.abs(upscaler.restore(image, **settings) - bound).mean() > 1
-    assert np.abs(skipping.restore(image, **settings) - bound).max() <= 1
-
-
 def test_the_residual_fix_takes_the_autoencoders_error_off(upscaler):
     """At fidelity 1 diffusion changes nothing: what comes back is the same without it."""
     settings = {"steps": 1, "final_denoise": True, "fidelity": 1.0}
@@ -208,19 +192,17 @@ def test_the_residual_fix_takes_the_autoencoders_error_off(upscaler):
         assert np.abs(result.decoded.astype(int) - result.pre_restored).max() > 1
 
 
-def test_the_refiner_runs_where_asked_and_goes_with_its_pre_restorer(tmp_path, monkeypatch):
-    """Without it a model restores as one that has none; another pre-restorer leaves it out."""
-    model = tiny_model(config=dataclasses.replace(TINY, refiner=True))
-    path = tmp_path / "refined.safetensors"
+def test_another_pre_restorer_takes_the_place_of_the_models(tmp_path, monkeypatch):
+    model, other = tiny_model(), tiny_model(seed=1).rrdb
+    path, image, devices = tmp_path / "model.safetensors", picture(20, 24), jax.devices()[:1]
     weights.save_model(path, model)
-    image, devices = picture(20, 24), jax.devices()[:1]
-    refined = Upscaler.from_pretrained(path, devices=devices)
-    without = refined.restore(image, steps=2, refine=False)
-    assert np.abs(refined.restore(image, steps=2).astype(int) - without).max() > 10
-    monkeypatch.setattr(upscaler_module, "make_preprocessor", lambda source, dtype: model.rrdb)
-    replaced = Upscaler.from_pretrained(path, preprocessor="the same one", devices=devices)
-    assert_same_picture(replaced.restore(image, steps=2), without)
-    assert "refiner" in refined.parameters and "refiner" not in replaced.parameters
+    monkeypatch.setattr(upscaler_module, "make_preprocessor", lambda source, dtype: other)
+    replaced = Upscaler.from_pretrained(path, preprocessor="another", devices=devices)
+    got = replaced.restore(image, steps=2)
+    before = Upscaler(model, devices=devices).restore(image, steps=2)
+    assert np.abs(got.astype(int) - before).max() > 10
+    model.rrdb = other
+    assert_same_picture(Upscaler(model, devices=devices).restore(image, steps=2), got)
 
 
 def test_guidance_of_scale_one_is_no_guidance(upscaler):
@@ -296,7 +278,7 @@ def test_running_out_of_memory_is_said_of_each_image(upscaler, monkeypatch):
 def test_pre_restorers_of_smaller_scale_fold_pixels_and_enlarge(scale, size):
     """In tiles and whole."""
     model = tiny_model()
-    config = dataclasses.replace(model.config.rrdb, scale=scale, upsampler="nearest")
+    config = dataclasses.replace(model.config.rrdb, scale=scale)
     model.rrdb = RRDBNet(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     model.config = dataclasses.replace(model.config, rrdb=config)
     made = Upscaler(model, tile=TILE, devices=jax.devices()[:1])

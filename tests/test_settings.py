@@ -29,7 +29,6 @@ STORED = SamplerConfig(steps=7, order=1, final_denoise=True, fidelity=0.3)
         "cfg_scale": [math.nan, math.inf],
         "strength": [math.nan, "1"],
         "fidelity": [-0.1, 1.5, math.nan],
-        "detail": [math.inf],
         "color_fix": ["hue", ""],
         "batch_size": [0, 1.5],
         "prompt": [3],

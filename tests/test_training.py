@@ -12,13 +12,7 @@ from helpers.small import SMALL, STAGES, make_batch, make_config
 
 from dossr_jax import method, parallel, weights
 from dossr_jax.area_means import keep_area_means
-from dossr_jax.config import (
-    ConfigError,
-    DataConfig,
-    ParallelConfig,
-    SamplerConfig,
-    VAEConfig,
-)
+from dossr_jax.config import ConfigError, ParallelConfig, SamplerConfig, VAEConfig
 from dossr_jax.convert.release import load_release
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.diffusion import process
@@ -30,10 +24,8 @@ from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.params import make_model
 from dossr_jax.training.stages import DoSSRStage, PriorStage, RRDBStage, latent
-from dossr_jax.training.stages.additions import Additions, coarse_error
 from dossr_jax.training.stages.base import Inputs, draw_normal, pre_restore_crops
 from dossr_jax.training.stages.dossr import predict_x0
-from dossr_jax.training.stages.refiner import sharpen_images
 from dossr_jax.training.stages.vae import VAEStage, set_scale_factor, start_from_linear_code
 
 KEY = jax.random.key(0)
@@ -92,19 +84,10 @@ def test_a_samples_loss_does_not_depend_on_its_batch(trained):
 
 
 def test_decoder_and_low_rank_updates_learn_where_asked():
-    additions = Additions(learn_vae_decoder=True, image_weight=1.0)
-    mesh, run = begin("dossr", learn_decoder=True, lora_rank=2, additions=additions)
-    prefixes = (
-        "control.",
-        "unet.up.",
-        "unet.norm_out.",
-        "unet.conv_out.",
-        "vae.decoder.",
-        "lora.unet.",
-    )
-    autoencoder = ("vae.decoder.", "vae.post_quant_conv.")
-    assert all(name.startswith(prefixes + autoencoder) for name in run.state.learn)
-    assert not any(name.startswith(prefixes + autoencoder) for name in run.state.frozen)
+    mesh, run = begin("dossr", learn_decoder=True, lora_rank=2)
+    prefixes = ("control.", "unet.up.", "unet.norm_out.", "unet.conv_out.", "lora.unet.")
+    assert all(name.startswith(prefixes) for name in run.state.learn)
+    assert not any(name.startswith(prefixes) for name in run.state.frozen)
     before = flat(run.state.learn)
     step = run_step.make_train_step(run.config, run.graphdef, mesh)
     state = run.state
@@ -142,11 +125,9 @@ def test_dossr_loss_is_the_releases(golden_dir):
     np.testing.assert_allclose(np.mean(loss), archive["train_loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("skip", [0.0, 0.8])
-def test_the_shifted_prediction_is_the_definition(skip):
-    """D = (1 - s eta) (x - sigma e) / alpha + s eta x_lr, from first principles."""
-    config = dataclasses.replace(SMALL, process=dataclasses.replace(SMALL.process, lr_skip=skip))
-    model = make_model(config, 1, zero_output=False)
+def test_the_shifted_prediction_is_the_definition():
+    """D = (x - sigma e) / alpha at alpha ((1 - eta) x0 + eta x_lr) + sigma eps."""
+    model = make_model(SMALL, 1, zero_output=False)
     rng = np.random.default_rng(0)
     x0, x_lr, eps = jnp.asarray(rng.standard_normal((3, 2, 4, 4, 4)), jnp.float32)
     schedule, t = make_schedule(SMALL.process), np.array([130, 700])
@@ -157,45 +138,14 @@ def test_the_shifted_prediction_is_the_definition(skip):
     x = alpha * ((1 - eta) * x0 + eta * x_lr) + sigma * eps
     context = jnp.ones((2, 1, 8))
     out = model.predict_noise(jnp.asarray(x), jnp.asarray(t), context, jnp.asarray(x_lr))
-    want = (1 - skip * eta) * (x - sigma * np.asarray(out)) / alpha + skip * eta * x_lr
+    want = (x - sigma * np.asarray(out)) / alpha
     got = predict_x0(model, x0, x_lr, x_lr, context, jnp.asarray(t), eps)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_the_coarse_error_is_that_of_averages():
-    """Constant signs survive averaging, alternating ones vanish."""
-    error = np.full((2, 8, 8, 3), -0.5, np.float32)
-    error[1, ::2] *= -1
-    got = coarse_error(jnp.asarray(error), (1.0, 4.0))
-    np.testing.assert_allclose(got, [0.5 * (1 + 4), 0], atol=1e-7)
-
-
-@pytest.mark.parametrize("stage", ["rrdb", "dossr", "refiner"])
-def test_extra_losses_add_to_the_published_one(stage):
-    """Each makes the loss larger; for the pre-restorer, by the weighted error of averages."""
-    extra = {"coarse_weights": (1.0, 2.0)}
-    if stage != "rrdb":
-        extra |= {"ssim_weight": 0.5}
-    if stage == "dossr":
-        extra = {"additions": Additions(**extra, image_weight=1.0)}
-    data = DataConfig(crop=48, batch=4)
-    plain, more = make_config(stage, data=data), make_config(stage, data=data, **extra)
-    mesh, run = begin(stage, data=data)
-    model = run_state.trained_model(run)
-    batch = make_batch(crop=48)
-    inputs = run_step.make_inputs(plain, mesh)(jax.random.key_data(jax.random.key(3)), batch)
-    published, _ = plain.stage.loss(model, inputs, None)
-    got, _ = more.stage.loss(model, inputs, None)
-    assert (got > published).all()
-    if stage == "rrdb":
-        error = inputs.hr - pre_restore_crops(model, inputs)
-        want = published + coarse_error(error, (1.0, 2.0))
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
-    """With residual, latents that are x_lr give the pre-restored image itself; the configuration's
-    sampler is the one that a DoSSR run trains for, whatever file it starts from."""
+def test_the_configurations_sampler_is_the_one_that_a_run_trains_for(tmp_path):
+    """Whatever file it starts from; with residual, latents that are x_lr give the pre-restored
+    image itself."""
     _, run = begin("dossr")
     path = tmp_path / "plain.safetensors"
     weights.save_model(path, run_state.trained_model(run))
@@ -213,47 +163,10 @@ def test_the_image_terms_see_what_the_colour_fix_makes(tmp_path):
     np.testing.assert_allclose(got, model.decode(latents) - model.decode(x_lr), atol=1e-6)
 
 
-def test_a_fresh_refiner_passes_changes_on_and_joins_any_model(tmp_path):
-    """A file without one gets it where its stage asks; nothing else of the file moves."""
-    _, run = begin("dossr", model=dataclasses.replace(SMALL, refiner=False))
-    path = tmp_path / "plain.safetensors"
-    weights.save_model(path, run_state.trained_model(run))
-    with pytest.raises(UserError, match="networks are not"):
-        begin("dossr", init=path)
-    _, joined = begin("refiner", init=path)
-    model = run_state.trained_model(joined)
-    assert all(name.startswith("refiner.") for name in joined.state.learn)
-    assert joined.state.frozen.keys() == {*run.state.frozen, *run.state.learn}
-    for name, value in {**run.state.frozen, **run.state.learn}.items():
-        np.testing.assert_array_equal(value, joined.state.frozen[name])
-    lr = np.random.default_rng(0).random((1, 4, 6, 3)).astype(np.float32)
-    pre, image = np.random.default_rng(1).random((2, 1, 16, 24, 3)).astype(np.float32)
-    unclipped = model.pre_restore(jnp.asarray(lr), (16, 24), clip=False)
-    for detail in (0.5, 1.0):
-        want = unclipped + detail * (image - pre)
-        np.testing.assert_allclose(model.refiner(lr, pre, image, detail), want, atol=1e-6)
-    data = dataclasses.replace(joined.config.data, presets=("denoise",))
-    model_config = dataclasses.replace(
-        joined.config.model, rrdb=dataclasses.replace(SMALL.rrdb, scale=1)
-    )
-    with pytest.raises(UserError, match="needs a factor of 4"):
-        make_config("refiner", data=data, model=model_config)
-
-
-def test_sharpening_keeps_ramps_and_means_and_scales_what_is_fine():
-    """Of a wave of 4 px, which a blur of deviation 2 px leaves nothing of, 1 + amount remains."""
-    y, x = np.mgrid[:64, :64].astype(np.float32)
-    wave = np.sin(np.pi / 2 * (x + y))
-    image = np.stack([0.5 + 0 * x, 0.01 * x + 0.003 * y, wave], axis=-1)[None]
-    got = np.asarray(sharpen_images(jnp.asarray(image), 0.5))[0, 8:-8, 8:-8]
-    want = image[0, 8:-8, 8:-8] * np.float32([1, 1, 1.5])
-    np.testing.assert_allclose(got, want, atol=1e-3)
-
-
-def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
+def test_training_samples_what_the_command_restores(monkeypatch):
     """Training's samples are those of the command, whose mean colours it then keeps: without noise,
     pixel for pixel."""
-    sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5, detail=0.7)
+    sampler = SamplerConfig(steps=2, order=1, final_denoise=True, fidelity=0.5)
     config = dataclasses.replace(SMALL, sampler=sampler)
     model = tiny_model(config=config)
     model.vae.encoder.conv_out.bias[...] = jnp.zeros(8).at[4:].set(-60.0)  # no posterior noise
@@ -264,14 +177,10 @@ def test_a_refiner_sees_what_restoration_gives_it(monkeypatch):
     )
     inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
     size = jnp.array([[12, 12]], jnp.int32)
-    refined, unrefined = (
-        keep_area_means(latent.sample_images(model, inputs, refine=refine).result, lr / 255, size)
-        for refine in (True, False)
-    )
+    sampled = keep_area_means(latent.sample_images(model, inputs).result, lr / 255, size)
     upscaler = Upscaler(model, tile=0, devices=jax.devices()[:1])
     got = upscaler.restore(np.asarray(lr[0], np.uint8))
-    assert np.abs(got / 255 - np.clip(refined[0], 0, 1)).max() < 1 / 255
-    assert np.abs(unrefined - refined).max() > 0.05
+    assert np.abs(got / 255 - np.clip(sampled[0], 0, 1)).max() < 1 / 255
 
 
 def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_hint():

@@ -28,7 +28,6 @@ PUBLISHED = {
     "final_denoise": False,
     "fidelity": 0.0,
     "color_fix": "wavelet",
-    "refine": False,
     "seed": 0,
 }
 

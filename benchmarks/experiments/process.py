@@ -59,7 +59,6 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
         model = nnx.merge(graphdef, state)
         kept = restore_images(
             model,
-            lr,
             model.pre_restore(lr),
             jnp.array([lr.shape[1:3]], jnp.int32),
             table=table,
@@ -69,11 +68,9 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
                 cfg_scale=1.0,
                 strength=1.0,
                 fidelity=0.0,
-                detail=1.0,
             ),
             noise=KeyNoise(jax.random.key(0)[None]),
             fix="none",
-            refine=False,
             keep_path=True,
         ).path
         alpha = jnp.asarray(table.rows.alpha, jnp.float32)[:, None, None, None]

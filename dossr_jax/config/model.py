@@ -98,10 +98,7 @@ class RRDBConfig:
     """RRDBNet.
 
     `scale` 4 feeds the image as it is, 2 and 1 fold 2x2 and 4x4 pixels into channels first; the
-    trunk always enlarges its input 4 times. `upsampler` "nearest" is the published one;
-    "shuffle" makes all sub-pixels at trunk resolution in one convolution and adds the
-    bicubically enlarged input, which is several times faster on a CPU. With it, `patch_size`
-    folds that many more pixels per side into channels.
+    trunk always enlarges its input 4 times.
     """
 
     in_channels: Count = 3
@@ -110,19 +107,11 @@ class RRDBConfig:
     num_blocks: Count = 23
     growth: Count = 32
     scale: Literal[1, 2, 4] = 4
-    upsampler: Literal["nearest", "shuffle"] = "nearest"
-    patch_size: Count = 1
-
-    def __post_init__(self) -> None:
-        if self.patch_size > 1 and self.upsampler != "shuffle":
-            raise ConfigError(
-                f"patch_size {self.patch_size}: only with upsampler 'shuffle'; use 1 or that"
-            )
 
     @property
     def fold(self) -> int:
         """Side of the pixel block folded into channels."""
-        return 4 // self.scale * self.patch_size
+        return 4 // self.scale
 
 
 @configuration
@@ -152,9 +141,8 @@ class DoSSRConfig:
     """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
 
     `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
-    `text` is None where the text tower does not travel with the weights. `refiner`: a second
-    network of the pre-restorer's shape runs after the colour fix; not part of the published
-    method. `context_length` is the number of tokens of the stored prompt embeddings.
+    `text` is None where the text tower does not travel with the weights. `context_length` is the
+    number of tokens of the stored prompt embeddings.
     """
 
     unet: UNetConfig = UNetConfig()
@@ -163,7 +151,6 @@ class DoSSRConfig:
     process: ProcessConfig = ProcessConfig()
     sampler: SamplerConfig = SamplerConfig()
     text: TextConfig | None = None
-    refiner: bool = False
     shared_encoder: bool = True
     context_length: Count = 77
     prompt: str = "clean, high-resolution, 8k"

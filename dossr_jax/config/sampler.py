@@ -26,17 +26,12 @@ ColorFix = Literal["wavelet", "residual", "adain", "none"]
 
 @configuration
 class ProcessConfig:
-    """Noise schedule ("scaled linear" beta), shifting sequence and parametrisation.
-
-    `lr_skip`, from 0 (published) to below 1, is the share of the data prediction that is the LR
-    latent itself where eta is 1, and in proportion to eta elsewhere (docs/mini-notes.md).
-    """
+    """Noise schedule ("scaled linear" beta) and shifting sequence."""
 
     timesteps: Annotated[int, Field(ge=6)] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0120
     eta: Eta = "trunc_12"
-    lr_skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @configuration
@@ -69,9 +64,6 @@ class SamplerConfig:
     )
     fidelity: float = Field(
         default=0.0, ge=0, le=1, description="0: free detail, 1: keep the pre-restored image"
-    )
-    detail: float = Field(
-        default=1.0, description="share of the diffusion's detail that a refiner keeps"
     )
     color_fix: ColorFix = Field(
         default="wavelet",

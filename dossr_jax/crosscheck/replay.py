@@ -101,6 +101,5 @@ def arguments(
             cfg_scale=np.asarray(run.cfg or 1, inputs.dtype),
             strength=np.ones((), inputs.dtype),
             fidelity=np.asarray(run.fidelity, inputs.dtype),
-            detail=np.ones((), inputs.dtype),
         ),
     )

@@ -22,7 +22,6 @@ _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
 BASELINES = (
     "bicubic",
     "pre-restored",
-    "unrefined",
     "autoencoder",
     *(f"{name}-{steps}" for name in _FROM_NOISE for steps in (5, 15, 50)),
 )
@@ -63,20 +62,19 @@ def make_model(
             yield image, result if isinstance(result, UserError) else result.image
 
     counts = upscaler.parameters
-    idle = {"text"} if settings.refine else {"text", "refiner"}
-    used = counts.keys() - idle if settings.diffuse else {"rrdb"}
+    used = counts.keys() - {"text"} if settings.diffuse else {"rrdb"}
     # Guidance evaluates the network twice per step.
     evaluations = settings.sampler.steps * (1 if settings.cfg_scale == 1 else 2)
     return Candidate(
         name,
-        description or _describe(settings, upscaler),
+        description or _describe(settings),
         restore,
         parameters=sum(counts[network] for network in used),
         evaluations=evaluations if settings.diffuse else 0,
     )
 
 
-def _describe(settings: Settings, upscaler: Upscaler) -> str:
+def _describe(settings: Settings) -> str:
     if not settings.diffuse:
         return "the pre-restorer alone"
     sampler = settings.sampler
@@ -88,8 +86,6 @@ def _describe(settings: Settings, upscaler: Upscaler) -> str:
         f"strength {settings.strength:g}",
         f"colour fix {sampler.color_fix}, seed {settings.seed}",
     ]
-    if settings.refine and upscaler.config.refiner:
-        words.append(f"refined, detail {sampler.detail:g}")
     return ", ".join(words)
 
 
@@ -116,8 +112,6 @@ def make_baseline(name: str, fields: Mapping[str, Any], load: Callable[..., Upsc
     if name == "pre-restored":
         alone = {**fields, "diffuse": False}
         return make_model(load(), alone, name, "the model's pre-restorer alone")
-    if name == "unrefined":
-        return make_model(load(), {**fields, "refine": False}, name)
     if name == "autoencoder":
         return _make_autoencoder(load())
     if name.startswith(_RRDB_PREFIX):

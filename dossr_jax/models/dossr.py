@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from dossr_jax.config import DoSSRConfig
 from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.layers import Factory, LayerOptions
-from dossr_jax.models.refiner import Refiner
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
 from dossr_jax.models.text_encoder import TextEncoder
 from dossr_jax.models.unet import Remat, UNet
@@ -36,7 +35,6 @@ class DoSSR(nnx.Module):
         # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
         self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
         self.rrdb = RRDBNet(config.rrdb, **options)
-        self.refiner = Refiner(config.rrdb, **options) if config.refiner else None
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
         make = Factory(**options)

@@ -108,9 +108,9 @@ class Factory:
             **options,
         )
 
-    def zero_conv(self, c_in: int, c_out: int, size: int = 1) -> nnx.Conv:
-        """Convolution that starts at zero, so that what it feeds starts without it."""
-        return self.conv(c_in, c_out, size, kernel_init=nnx.initializers.zeros_init())
+    def zero_conv(self, c_in: int, c_out: int) -> nnx.Conv:
+        """1x1 convolution that starts at zero, so that what it feeds starts without it."""
+        return self.conv(c_in, c_out, 1, kernel_init=nnx.initializers.zeros_init())
 
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> nnx.Linear:
         return self.layer(nnx.Linear, d_in, d_out, use_bias=bias)

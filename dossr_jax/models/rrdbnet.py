@@ -10,13 +10,7 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.models.layers import (
-    Factory,
-    LayerOptions,
-    depth_to_space,
-    nearest_x2,
-    space_to_depth,
-)
+from dossr_jax.models.layers import Factory, LayerOptions, nearest_x2, space_to_depth
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
@@ -70,33 +64,20 @@ class RRDBNet(nnx.Module):
         self.conv_first = make.conv(config.in_channels * config.fold**2, features)
         self.body = nnx.List(make.repeat(config.num_blocks, RRDB, features, config.growth))
         self.conv_body = make.conv(features, features)
-        if config.upsampler == "nearest":
-            self.conv_up1 = make.conv(features, features)
-            self.conv_up2 = make.conv(features, features)
-            self.conv_hr = make.conv(features, features)
-            self.conv_last = make.conv(features, config.out_channels)
-        else:
-            self.conv_hr = make.conv(features, features)
-            side = UPSCALE * config.patch_size
-            self.conv_last = make.zero_conv(features, config.out_channels * side**2, 3)
+        self.conv_up1 = make.conv(features, features)
+        self.conv_up2 = make.conv(features, features)
+        self.conv_hr = make.conv(features, features)
+        self.conv_last = make.conv(features, config.out_channels)
 
-    def __call__(self, x: Array, features: Array | None = None) -> Array:
-        """Enlarge x; `features` (b, h/fold, w/fold, num_features) join the first convolution's."""
-        x = x.astype(self.dtype)
-        h = self.conv_first(space_to_depth(x, self.config.fold))
-        if features is not None:
-            h = h + features
+    def __call__(self, x: Array) -> Array:
+        h = self.conv_first(space_to_depth(x.astype(self.dtype), self.config.fold))
         trunk = h
         for block in self.body:
             trunk = block(trunk)
         h = h + self.conv_body(trunk)
-        if self.config.upsampler == "nearest":
-            h = _lrelu(self.conv_up1(nearest_x2(h)))
-            h = _lrelu(self.conv_up2(nearest_x2(h)))
-            return self.conv_last(_lrelu(self.conv_hr(h)))
-        side = UPSCALE * self.config.patch_size
-        detail = depth_to_space(self.conv_last(_lrelu(self.conv_hr(h))), side)
-        return detail + jax.image.resize(x, detail.shape, "cubic")
+        h = _lrelu(self.conv_up1(nearest_x2(h)))
+        h = _lrelu(self.conv_up2(nearest_x2(h)))
+        return self.conv_last(_lrelu(self.conv_hr(h)))
 
     def pre_restore(self, lr: Array) -> Array:
         """LR image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3), clipped; see DoSSR.pre_restore."""

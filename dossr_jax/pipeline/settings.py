@@ -52,7 +52,6 @@ class Settings:
     diffuse: Annotated[
         bool, Field(description="run the diffusion model; without it, only the pre-restorer")
     ] = True
-    refine: Annotated[bool, Field(description="run the refiner of a model that has one")] = True
     truncate: Annotated[
         bool, Field(description="8-bit output by truncation, as the PyTorch release does")
     ] = False

@@ -153,8 +153,7 @@ class Upscaler:
           name_or_path: "dossr-mini"; "realesrgan" (photos) or "realesrgan-anime" (drawings), which
             are Real-ESRGAN without diffusion; a .safetensors file or an Orbax folder.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
-          preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two. A
-            refiner, made for the model's pre-restorer, does not run with it.
+          preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two.
 
         Raises:
           UserError: in one line, what is wrong with the file and what to do.
@@ -169,8 +168,7 @@ class Upscaler:
         model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
             model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
-            model.refiner = None  # it was made for the model's pre-restorer
-            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config, refiner=False)
+            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
 
     @property
@@ -302,7 +300,6 @@ class Upscaler:
             guided=settings.cfg_scale != 1.0,
             truncate=settings.truncate,
             diffuse=settings.diffuse,
-            refine=settings.refine,
             shard=self._split if canvas.tiled and self._devices > 1 else None,
         )
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.
@@ -336,7 +333,6 @@ class Upscaler:
             cfg_scale=np.float32(settings.cfg_scale),
             strength=np.float32(settings.strength),
             fidelity=np.float32(settings.sampler.fidelity),
-            detail=np.float32(settings.sampler.detail),
         )
 
     def _context(self, prompt: str | None, stored: str) -> jax.Array:

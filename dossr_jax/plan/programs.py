@@ -126,7 +126,7 @@ def restore_program(
     controls = Controls(
         context=abstract.context.get_value(),
         negative_context=abstract.negative_context.get_value(),
-        **dict.fromkeys(("cfg_scale", "strength", "fidelity", "detail"), np.float32(0)),
+        **dict.fromkeys(("cfg_scale", "strength", "fidelity"), np.float32(0)),
     )
     settings = np.zeros((0, 3), np.int32), np.int32(0), cast(table, np.float32), controls
     state, settings = _placed((state, settings), parallel.replicated(mesh))

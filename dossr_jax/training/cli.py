@@ -32,7 +32,7 @@ a failure, explained in one line.
 def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     parser = argparse.ArgumentParser(
-        description="Train one stage of a model: pre-restorer, autoencoder, prior, DoSSR, refiner.",
+        description="Train one stage of a model: pre-restorer, autoencoder, prior, DoSSR.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

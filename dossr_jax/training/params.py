@@ -143,16 +143,15 @@ def open_start(
       UserError: the file is damaged or holds another architecture.
     """
     stage = Stage.of(config)
-    start = stage.starting_config(config.model)
     if init is None:
-        model = make_model(start, config.seed, zero_output=stage.zero_output)
+        model = make_model(config.model, config.seed, zero_output=stage.zero_output)
         stage.initialize(model, crops)
         values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
         return stage.adapt(config.model, model.config, values.__getitem__)
     stored, tensors = weights.open_model(init)
     # The text tower takes no part in training: prompts are stored as embeddings.
     found = dataclasses.replace(stored, text=None)
-    if not any(same_architecture(found, fits) for fits in (config.model, start)):
+    if not same_architecture(found, config.model):
         raise UserError(
             f"{init}: its networks are not the configuration's; give the file that the stage "
             "before wrote, or one that fits"

@@ -36,7 +36,7 @@ class Validation:
     images: the `loss`, in latent stages also that of every range of times (`loss_tA-B`), and
     `psnr_y` and `ssim_y` of what the stage makes: the pre-restored image, the autoencoder's, the
     prior's denoised in one step, or the one that the model's own sampler makes, before the
-    colour fix or, in the refiner's stage, after all.
+    colour fix in the stage `dossr`, after it in `adversarial`.
     """
 
     def __init__(self, config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, source: Source):

@@ -29,7 +29,7 @@ TINY = DoSSRConfig(
         norm_groups=8,
         patch_size=4,
     ),
-    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
+    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
     context_length=2,
 )
 

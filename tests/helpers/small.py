@@ -36,11 +36,10 @@ SMALL = DoSSRConfig(
         norm_groups=4,
         patch_size=4,
     ),
-    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4, upsampler="shuffle"),
-    refiner=True,
+    rrdb=RRDBConfig(num_features=8, num_blocks=1, growth=4),
     context_length=1,
 )
-STAGES = ("rrdb", "vae", "prior", "dossr", "refiner")
+STAGES = ("rrdb", "vae", "prior", "dossr")
 
 
 def make_config(stage: str, **changes) -> TrainConfig:

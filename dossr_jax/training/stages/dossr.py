@@ -10,15 +10,12 @@ import numpy as np
 from jax import Array
 from pydantic import NonNegativeInt
 
-from dossr_jax import method
-from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
+from dossr_jax.config import ConfigError, DoSSRConfig, configuration
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
-from dossr_jax.diffusion.solver import Point
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages import latent
-from dossr_jax.training.stages.additions import Additions
 from dossr_jax.training.stages.base import (
     Inputs,
     Metrics,
@@ -38,8 +35,7 @@ class DoSSRStage(Stage):
     published, or "noise", a ControlNet on plain diffusion, for comparisons. `times`: t is drawn
     from "all" T times as published, from the first t1, which samplers visit ("visited"), or is
     always t1 - 1, where a one-step model evaluates ("first"). `prompts` as PriorStage. `lora_rank`
-    > 0 trains low-rank adapters of the UNet's attention projections. `additions` are not part of
-    the published method.
+    > 0 trains low-rank adapters of the UNet's attention projections.
     """
 
     name: Literal["dossr"] = "dossr"
@@ -48,19 +44,15 @@ class DoSSRStage(Stage):
     prompts: latent.Prompts = "empty"
     learn_decoder: bool = False
     lora_rank: NonNegativeInt = 0
-    additions: Additions = Additions()
     zero_output: ClassVar[bool] = False  # behind a zero output a ControlNet would never learn
 
     def __post_init__(self) -> None:
-        if self.start == "noise" and (self.times != "all" or self.additions != Additions()):
-            raise ConfigError('start "noise": only with times "all" and without additions')
-
-    def check(self, config: TrainConfig) -> None:
-        self.additions.check(config)
+        if self.start == "noise" and self.times != "all":
+            raise ConfigError('start "noise": only with times "all"')
 
     def learns(self, name: str) -> bool:
-        own = name.startswith("control.") or self.additions.learns(name)
-        return own or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
+        decoder = self.learn_decoder and name.startswith(latent.UNET_DECODER)
+        return decoder or name.startswith("control.")
 
     @property
     def adapter_rank(self) -> int:
@@ -83,7 +75,6 @@ class DoSSRStage(Stage):
         x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in model.encode(pre))
         if t is None:
             t = latent.draw_times(inputs.keys, *self.time_range(schedule))
-            t = self.additions.redraw_times(inputs.keys, t, schedule.t1 - 1)
         eps = draw_normal(inputs.keys, Draw.NOISE, x0.shape[1:])
         context = latent.draw_contexts(model, inputs.keys, self.prompts)
         if self.start == "noise":
@@ -91,12 +82,11 @@ class DoSSRStage(Stage):
         else:
             prediction = predict_x0(model, x0, x_lr, hint, context, t, eps)
             loss = process.training_loss(x0, prediction, per_sample=True)
-            loss += self.additions.loss(model, x0, prediction, x_lr, pre, inputs.hr)
         return loss, {"lr_error": mean_of(jnp.abs(x0 - x_lr))}
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the model's own sampler makes, before the colour fix."""
-        return inputs.lr, latent.sample_images(model, inputs, refine=False).decoded
+        return inputs.lr, latent.sample_images(model, inputs).decoded
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
@@ -121,7 +111,7 @@ def predict_x0(
     alpha, sigma, eta = latent.take_levels(make_schedule(model.config.process), t)
     x = process.q_sample(x0, x_lr, alpha, sigma, eta, eps)
     out = model.predict_noise(x, t, context, hint).astype(jnp.float32)
-    return method.predict_x0(model, x, out, x_lr, Point(t, alpha, sigma, eta))
+    return process.eps_to_x0(x, out, alpha, sigma)
 
 
 def copy_unet_to_control(read: Read) -> Read:

@@ -74,12 +74,12 @@ def diffusion_loss(
 
 
 def sample_images(
-    model: DoSSR, inputs: Inputs, *, refine: bool, gradient_steps: int | None = None
+    model: DoSSR, inputs: Inputs, *, gradient_steps: int | None = None
 ) -> method.Restoration:
     """What the model's sampler, prompt and colour fix make of the LR images, in float32.
 
-    This is dossr_jax.method on whole crops. refine: run the refiner of a model that has one.
-    gradient_steps: how many of the last steps gradients flow through; None means all.
+    This is dossr_jax.method on whole crops. gradient_steps: how many of the last steps gradients
+    flow through; None means all.
     """
     sampler = model.config.sampler
     height, width = inputs.hr.shape[1:3]
@@ -87,7 +87,6 @@ def sample_images(
     size = jnp.array([height // UPSCALE, width // UPSCALE], jnp.int32)
     return method.restore_images(
         model,
-        inputs.lr,
         pre,
         jnp.broadcast_to(size, (len(pre), 2)),
         table=make_table(make_schedule(model.config.process), sampler),
@@ -97,10 +96,8 @@ def sample_images(
             cfg_scale=1.0,
             strength=1.0,
             fidelity=sampler.fidelity,
-            detail=sampler.detail,
         ),
         noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
         fix=sampler.color_fix,
-        refine=refine,
         gradient_steps=gradient_steps,
     )

@@ -16,7 +16,6 @@ from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuratio
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.training.stages.additions import CoarseWeights, check_crop, coarse_error
 from dossr_jax.training.stages.base import (
     Inputs,
     Metrics,
@@ -31,28 +30,19 @@ _PREFIX = "rrdb."
 
 
 @configuration
-class RRDBStage(Stage):
-    """`coarse_weights` add the error of coarser grids (see :func:`coarse_error`).
+class PreRestorerStage(Stage):
+    """What the stages that train the pre-restorer share: how it starts.
 
     `start` names another network to begin with: "realesrgan" or any file that
     dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
-    0; empty keeps all. `start_share` of the start's weights and 1 - `start_share` of the learnt
-    ones make the model that is exported: between a GAN and its fine-tuning by L1 lie networks that
-    trade texture for accuracy (network interpolation, ESRGAN, arXiv 1809.00219, section 3.4).
+    0; empty keeps all.
     """
 
-    name: Literal["rrdb"] = "rrdb"
     start: str = ""
     blocks: tuple[NonNegativeInt, ...] = ()
-    start_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    coarse_weights: CoarseWeights = ()
 
-    def __post_init__(self) -> None:
-        if self.start_share and not self.start:
-            raise ConfigError("stage.start_share: needs stage.start")
-
-    def check(self, config: TrainConfig) -> None:
-        check_crop(config.data.crop, self.coarse_weights)
+    def learns(self, name: str) -> bool:
+        return name.startswith(_PREFIX)
 
     def adapt(
         self, config: DoSSRConfig, found: DoSSRConfig, read: Read
@@ -64,10 +54,10 @@ class RRDBStage(Stage):
         """
         if not self.start:
             return found, read
-        start = self._read_start(config)
+        start = self.read_start(config)
         return found, lambda name: (start if name.startswith(_PREFIX) else read)(name)
 
-    def _read_start(self, config: DoSSRConfig) -> Read:
+    def read_start(self, config: DoSSRConfig) -> Read:
         """The kept blocks of the network that `start` names, under the model's names."""
         own, tensors = read_rrdb(self.start)
         kept = self.blocks or tuple(range(own.num_blocks))
@@ -87,24 +77,37 @@ class RRDBStage(Stage):
 
         return read
 
+
+@configuration
+class RRDBStage(PreRestorerStage):
+    """The pre-restorer learns by L1.
+
+    `start_share` of the start's weights and 1 - `start_share` of the learnt ones make the model
+    that is exported: between a GAN and its fine-tuning by L1 lie networks that trade texture for
+    accuracy (network interpolation, ESRGAN, arXiv 1809.00219, section 3.4).
+    """
+
+    name: Literal["rrdb"] = "rrdb"
+    start_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.start_share and not self.start:
+            raise ConfigError("stage.start_share: needs stage.start")
+
     def finalize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
         """The weights between the start's and the learnt ones that `start_share` asks for."""
         if not self.start_share:
             return
-        start = self._read_start(model.config)
+        start = self.read_start(model.config)
         for name, param in weights.names_and_params(model.rrdb):
             learnt = param[...]
             between = self.start_share * start(_PREFIX + name) + (1 - self.start_share) * learnt
             param[...] = between.astype(learnt.dtype)
 
-    def learns(self, name: str) -> bool:
-        return name.startswith(_PREFIX)
-
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Mean |HR - RRDB(LR)|."""
         out = pre_restore_crops(model, inputs._replace(pre=None))
-        error = inputs.hr - out.astype(jnp.float32)
-        loss = mean_of(jnp.abs(error)) + coarse_error(error, self.coarse_weights)
+        loss = mean_of(jnp.abs(inputs.hr - out.astype(jnp.float32)))
         return loss, {"psnr": psnr(out, inputs.hr)}
 
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
