@@ -23,12 +23,12 @@ train() { # config, steps, data set, more options
 }
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/data" --tile 256 --halve 'erase_*'
 train vae 300 data
-train rrdb_adversarial 1000 data --init "$runs/vae/model.safetensors"
+train rrdb_adversarial 400 data --init "$runs/vae/model.safetensors"
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'erase_*' \
     --degrade realesrgan light --pre-restore "$runs/rrdb_adversarial/model.safetensors" \
-    --limit "$(scaled 2400 16)"
-train prior 1200 data --init "$runs/rrdb_adversarial/model.safetensors"
-[ -z "${COMPARE:-}" ] || train noise 1800 pairs --init "$runs/prior/model.safetensors"
-train dossr 1800 pairs --init "$runs/prior/model.safetensors"
-train adversarial 1000 pairs --init "$runs/dossr/model.safetensors" \
+    --limit "$(scaled 1600 16)"
+train prior 800 data --init "$runs/rrdb_adversarial/model.safetensors"
+[ -z "${COMPARE:-}" ] || train noise 900 pairs --init "$runs/prior/model.safetensors"
+train dossr 900 pairs --init "$runs/prior/model.safetensors"
+train adversarial 600 pairs --init "$runs/dossr/model.safetensors" \
     --export "$runs/dossr-mini.safetensors"

@@ -13,5 +13,5 @@ CONFIG = TrainConfig(
     model=MODEL,
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=1e-3, betas=(0.9, 0.99), ema_decay=0.995),
-    steps=1200,
+    steps=800,
 )

@@ -42,10 +42,10 @@ def test_small_images_at_every_scale_are_one_program(mini):
 @pytest.mark.slow
 def test_large_images_at_every_scale_are_one_program(mini):
     before = restore._cache_size()
-    image = photo("lake", 333, 500)
-    for scale in (1, 2, 2.5, 4, 8):
+    image = photo("lake", 133, 200)
+    for scale in (1, 2.5, 8):
         result = mini.restore(image, scale=scale, steps=1)
-        assert result.shape == (round(scale * 333), round(scale * 500), 3)
+        assert result.shape == (round(scale * 133), round(scale * 200), 3)
     assert restore._cache_size() == before + 1
     assert mini.restore(photo("lake", 33, 65), steps=1).shape == (132, 260, 3)
 
@@ -86,7 +86,7 @@ def compare_devices() -> None:
     devices = jax.devices()
     assert len(devices) == 4
     one, four = (Upscaler.from_pretrained("dossr-mini", devices=devices[:n]) for n in (1, 4))
-    for size in ((90, 120), (150, 180)):  # on one canvas, and in tiles
+    for size in ((60, 90), (40, 150)):  # on one canvas, and in tiles
         images = [photo(name, *size) for name in ("city", "lake", "launchpad", "snow")]
         alone = [one.restore(image, seed=5) for image in images]
         batch = one.restore(images, seed=5, batch_size=4)

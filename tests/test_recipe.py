@@ -25,7 +25,7 @@ def test_the_recipe_goes_from_photos_to_a_model_that_restores(tmp_path):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # two steps a stage: compiling is most of it
     }
     done = subprocess.run(
-        ["sh", "configs/mini_all.sh", str(tmp_path / "runs"), "0.0001"],
+        ["sh", "configs/mini_all.sh", str(tmp_path / "runs"), "0.01"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from jax import Array
 from pydantic import Field, NonNegativeInt
 
 from dossr_jax import weights
-from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
+from dossr_jax.config import ConfigError, DoSSRConfig, configuration
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
