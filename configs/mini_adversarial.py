@@ -13,7 +13,7 @@ from .mini import DATA, MODEL
 CONFIG = TrainConfig(
     stage=AdversarialStage(
         feature_weight=1.0,
-        adversarial_weight=0.1,
+        adversarial_weight=0.2,
         discriminator_features=16,
         gradient_steps=2,
     ),

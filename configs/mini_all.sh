@@ -23,7 +23,7 @@ train() { # config, steps, data set, more options
 }
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/data" --tile 256 --halve 'erase_*'
 train vae 300 data
-train rrdb_adversarial 400 data --init "$runs/vae/model.safetensors"
+train rrdb_adversarial 420 data --init "$runs/vae/model.safetensors"
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'erase_*' \
     --degrade realesrgan light --pre-restore "$runs/rrdb_adversarial/model.safetensors" \
     --limit "$(scaled 1600 16)"

@@ -27,7 +27,7 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(
         learning_rate=1e-4, schedule="constant", betas=(0.9, 0.99), ema_decay=0.98
     ),
-    steps=400,
+    steps=420,
     save_every=100,
     validate_every=200,
 )
