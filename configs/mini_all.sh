@@ -28,7 +28,7 @@ python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'era
     --degrade realesrgan light --pre-restore "$runs/rrdb_adversarial/model.safetensors" \
     --limit "$(scaled 1600 16)"
 train prior 800 data --init "$runs/rrdb_adversarial/model.safetensors"
-[ -z "${COMPARE:-}" ] || train noise 900 pairs --init "$runs/prior/model.safetensors"
-train dossr 900 pairs --init "$runs/prior/model.safetensors"
+[ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
+train dossr 700 pairs --init "$runs/prior/model.safetensors"
 train adversarial 600 pairs --init "$runs/dossr/model.safetensors" \
     --export "$runs/dossr-mini.safetensors"

@@ -16,5 +16,5 @@ CONFIG = TrainConfig(
     model=MODEL,
     data=DATA,
     optimizer=OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.99), ema_decay=0.995),
-    steps=900,
+    steps=700,
 )
