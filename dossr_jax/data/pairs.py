@@ -115,8 +115,7 @@ def make_pairs(
     # What is computed at once changes no pair.
     plan = origin | {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_size"}
     if os.path.isfile(options.pre_restore):
-        with open(options.pre_restore, "rb") as file:
-            plan["model_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        plan["pre_restorer_sha256"] = _digest_of(options.pre_restore)
     features = ("hr", "lr", "pre") if options.pre_restore else ("hr", "lr")
 
     def shards() -> list[Shard]:
@@ -217,6 +216,15 @@ class _Maker:
         """A batch, filled up with repeats and split over the devices."""
         full = [*arrays, *[arrays[0]] * (self._batch - len(arrays))]
         return parallel.put(np.stack(full), parallel.batch_sharding(self._mesh))
+
+
+def _digest_of(path: str) -> str:
+    """SHA-256 of a pre-restorer's weights; what else its file tells changes no pair."""
+    _, tensors = read_rrdb(path)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name].load()).tobytes())
+    return digest.hexdigest()
 
 
 def _number_of(name: str) -> np.uint32:
