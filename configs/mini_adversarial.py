@@ -22,7 +22,7 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(
         learning_rate=2e-4, schedule="constant", betas=(0.9, 0.99), ema_decay=0.98
     ),
-    steps=600,
+    steps=500,
     save_every=100,
-    validate_every=200,
+    validate_every=250,
 )

@@ -30,5 +30,5 @@ python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'era
 train prior 800 data --init "$runs/rrdb_adversarial/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
 train dossr 700 pairs --init "$runs/prior/model.safetensors"
-train adversarial 600 pairs --init "$runs/dossr/model.safetensors" \
+train adversarial 500 pairs --init "$runs/dossr/model.safetensors" \
     --export "$runs/dossr-mini.safetensors"
