@@ -31,4 +31,4 @@ train prior 800 data --init "$runs/rrdb_adversarial/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
 train dossr 700 pairs --init "$runs/prior/model.safetensors"
 train adversarial 500 pairs --init "$runs/dossr/model.safetensors" \
-    --export "$runs/dossr-mini.safetensors"
+    --export "$runs/dossr-mini.safetensors" --export-sampler fidelity=0.6

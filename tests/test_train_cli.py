@@ -70,9 +70,12 @@ def test_trains_and_writes_models_that_restore(command, init, tmp_path, capsys):
         np.testing.assert_array_equal(small[name], value.astype(jnp.bfloat16))
     image = np.zeros((8, 6, 3), np.uint8)
     assert Upscaler.from_pretrained(exported).restore(image).shape == (32, 24, 3)
-    # The same command finds all done and writes the same.
+    # The same command finds all done and writes the same, with the default sampler that one wants.
     capsys.readouterr()
-    assert command("--export", exported, "--export-dtype", "float32") == 0
+    other = ["--export-dtype", "float32", "--export-sampler", "fidelity=0.6"]
+    assert command("--export", exported, *other) == 0
+    config, _ = weights.open_model(exported)
+    assert config.sampler == dataclasses.replace(weights.open_model(init)[0].sampler, fidelity=0.6)
     assert f"wrote {exported}" in capsys.readouterr().out
     for name, value in arrays(exported).items():
         np.testing.assert_array_equal(value, model[name])
@@ -149,6 +152,7 @@ CONFIG = dataclasses.replace(
         (["--config", "tinny"], "no configuration 'tinny'; there are mini_adversarial"),
         (["--config", "none.py"], "none.py: no such file"),
         (["--export", "/nowhere/m.safetensors"], "/nowhere: no such folder; make it first"),
+        (["--export-sampler", "fidelity=2"], "model.sampler.fidelity 2: must be"),
         (["--export-torch", "m.safetensors"], "cannot be written in that form"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--init", "/nowhere.safetensors"], "/nowhere.safetensors: no such file"),

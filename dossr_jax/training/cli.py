@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="dtype of the weights in that file (default: bfloat16)",
     )
     export.add_argument(
+        "--export-sampler",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="store another default sampler in the written files, as in fidelity=0.6",
+    )
+    export.add_argument(
         "--export-torch",
         metavar="FILE",
         type=Path,
@@ -107,12 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes += [f"steps={args.steps}"] if args.steps is not None else []
     changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
     config = experiments.load_config(args.config, changes)
+    stored = [f"model.sampler.{change}" for change in args.export_sampler]
+    wanted = experiments.load_config(args.config, changes + stored).model.sampler
+    names = [change.partition("=")[0] for change in args.export_sampler]
     require_extra("train", *_EXTRA)
-    _run(config, args)
+    _run(config, args, {name: getattr(wanted, name) for name in names})
     return 0
 
 
-def _run(config: TrainConfig, args: argparse.Namespace) -> None:
+def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, Any]) -> None:
+    """Train; `sampler` has the fields of the sampler that exported files store instead."""
     # Imported here: `--help` and wrong arguments need none of it.
     import jax
     import ml_dtypes
@@ -140,6 +152,8 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> None:
     Stage.of(config).finalize(model, lambda: start_crops(trained.source, config))
     if jax.process_index():
         return
+    stored = dataclasses.replace(model.config.sampler, **sampler)
+    model.config = dataclasses.replace(model.config, sampler=stored)
     notes = {
         NOTE: describe_training(args.init, args.output, config=args.config, steps=int(state.step))
     }
