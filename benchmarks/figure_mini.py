@@ -1,7 +1,6 @@
 """Draws docs/mini.png: crops of enlarged photos at 1:1, dossr-mini beside bicubic and Real-ESRGAN.
 
     python benchmarks/figure_mini.py [--model MODEL]
-    python benchmarks/figure_mini.py --photos RealSRSet --only dog --output docs/mini_real.png
 
 Without --photos: those in examples/, then a face and text, which it does badly (from scikit-image).
 """
