@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,11 +109,9 @@ def make_pairs(
             )
     else:
         presets = ()
-    if options.pre_restore:
-        _check_model(options.pre_restore)  # before tiles are cut, which takes long
     # What is computed at once changes no pair.
     plan = origin | {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_size"}
-    if os.path.isfile(options.pre_restore):
+    if options.pre_restore:  # before tiles are cut, which takes long
         plan["pre_restorer_sha256"] = _digest_of(options.pre_restore)
     features = ("hr", "lr", "pre") if options.pre_restore else ("hr", "lr")
 
@@ -131,13 +128,22 @@ def make_pairs(
     return dataset.build(out, plan, shards, write_missing, features)
 
 
-def _check_model(name: str) -> None:
-    config, _ = read_rrdb(name)
+def _digest_of(name: str) -> str:
+    """SHA-256 of a pre-restorer's weights; what else its file tells changes no pair.
+
+    Raises:
+      UserError: no such model, or it enlarges otherwise than four times.
+    """
+    config, tensors = read_rrdb(name)
     if config.scale != SCALE:
         raise UserError(
             f"--pre-restore {name}: enlarges {config.scale} times; give a model that enlarges "
             f"{SCALE} times"
         )
+    digest = hashlib.sha256()
+    for parameter in sorted(tensors):
+        digest.update(parameter.encode() + tensors[parameter].load().tobytes())
+    return digest.hexdigest()
 
 
 def _make_shards(folder: Path, options: PairOptions) -> Iterator[Shard]:
@@ -216,15 +222,6 @@ class _Maker:
         """A batch, filled up with repeats and split over the devices."""
         full = [*arrays, *[arrays[0]] * (self._batch - len(arrays))]
         return parallel.put(np.stack(full), parallel.batch_sharding(self._mesh))
-
-
-def _digest_of(path: str) -> str:
-    """SHA-256 of a pre-restorer's weights; what else its file tells changes no pair."""
-    _, tensors = read_rrdb(path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + np.ascontiguousarray(tensors[name].load()).tobytes())
-    return digest.hexdigest()
 
 
 def _number_of(name: str) -> np.uint32:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dossr_jax.config import TrainConfig
+from dossr_jax.config import TrainConfig, with_changes
 from dossr_jax.errors import UserError, command_line, require_extra
 
 _EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX")
@@ -115,11 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes += [f"steps={args.steps}"] if args.steps is not None else []
     changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
     config = experiments.load_config(args.config, changes)
-    stored = [f"model.sampler.{change}" for change in args.export_sampler]
-    wanted = experiments.load_config(args.config, changes + stored).model.sampler
+    stored = with_changes(config, [f"model.sampler.{change}" for change in args.export_sampler])
     names = [change.partition("=")[0] for change in args.export_sampler]
     require_extra("train", *_EXTRA)
-    _run(config, args, {name: getattr(wanted, name) for name in names})
+    _run(config, args, {name: getattr(stored.model.sampler, name) for name in names})
     return 0
 
 
