@@ -39,6 +39,8 @@ MODEL = DoSSRConfig(
     sampler=SamplerConfig(steps=2, order=1, grid="asinh", final_denoise=True, fidelity=0.5),
     context_length=1,
 )
-# Half of the samples degraded harshly, half mildly: a model of the harsh ones alone smooths
-# photos that need little.
-DATA = DataConfig(crop=128, batch=8, presets=("realesrgan", "light"), scale_range=(0.7, 1.0))
+# Samples degraded harshly, mildly and not at all: a model of the harsh ones alone smooths photos
+# that need little.
+DATA = DataConfig(
+    crop=128, batch=8, presets=("realesrgan", "light", "bicubic"), scale_range=(0.7, 1.0)
+)

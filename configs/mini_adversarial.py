@@ -1,4 +1,4 @@
-"""Few steps of dossr-mini made sharp; last of the five stages.
+"""Few steps of dossr-mini made sharp; last of the six runs.
 
 python train.py --config mini_adversarial --data PAIRS --output RUN --init DOSSR_MODEL
 """

@@ -1,5 +1,5 @@
 #!/bin/sh
-# dossr-mini from an empty folder: photos, data sets, five runs, the file that ships.
+# dossr-mini from an empty folder: photos, data sets, six runs, the file that ships.
 #   sh configs/mini_all.sh RUNS [SHARE]
 # SHARE (default 1) scales the steps of every run: 0.01 is a trial of the whole recipe. Run again,
 # it resumes where it was stopped. In the environment, PHOTOS names a folder of photos to use
@@ -24,10 +24,11 @@ train() { # config, steps, data set, more options
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/data" --tile 256 --halve 'erase_*'
 train vae 300 data
 train rrdb_adversarial 420 data --init "$runs/vae/model.safetensors"
+train rrdb_clean 750 data --init "$runs/rrdb_adversarial/model.safetensors"
 python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'erase_*' \
-    --degrade realesrgan light --pre-restore "$runs/rrdb_adversarial/model.safetensors" \
+    --degrade realesrgan light bicubic --pre-restore "$runs/rrdb_clean/model.safetensors" \
     --limit "$(scaled 1600 16)"
-train prior 800 data --init "$runs/rrdb_adversarial/model.safetensors"
+train prior 800 data --init "$runs/rrdb_clean/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
 train dossr 700 pairs --init "$runs/prior/model.safetensors"
 train adversarial 500 pairs --init "$runs/dossr/model.safetensors" \

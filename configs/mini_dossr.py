@@ -1,4 +1,4 @@
-"""DoSSR's ControlNet of dossr-mini with the prior's decoder; fourth of the five stages.
+"""DoSSR's ControlNet of dossr-mini with the prior's decoder; fifth of the six runs.
 
     python train.py --config mini_dossr --data PAIRS --output RUN --init PRIOR_MODEL
 

@@ -1,4 +1,4 @@
-"""Diffusion prior of dossr-mini; third of the five stages.
+"""Diffusion prior of dossr-mini; fourth of the six runs.
 
 python train.py --config mini_prior --data DATA --output RUN --init RRDB_MODEL
 """

@@ -1,4 +1,4 @@
-"""Pre-restorer of dossr-mini: part of Real-ESRGAN made faithful; second of the five stages.
+"""Pre-restorer of dossr-mini: part of Real-ESRGAN made faithful; second of the six runs.
 
     python train.py --config mini_rrdb_adversarial --data DATA --output RUN --init VAE_MODEL
 
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
         discriminator_features=16,
     ),
     model=MODEL,
-    data=dataclasses.replace(DATA, batch=4),
+    data=dataclasses.replace(DATA, batch=4, presets=("realesrgan", "light")),
     optimizer=OptimizerConfig(
         learning_rate=1e-4, schedule="constant", betas=(0.9, 0.99), ema_decay=0.98
     ),

@@ -1,4 +1,4 @@
-"""Autoencoder of dossr-mini, from its linear start; first of the five stages.
+"""Autoencoder of dossr-mini, from its linear start; first of the six runs.
 
 python train.py --config mini_vae --data DATA --output RUN
 """
