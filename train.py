@@ -1,6 +1,6 @@
 """Train one stage of a model: `python train.py --config NAME ...`. See `--help`."""
 
-from dossr_jax.training.cli import main
+from dossr_jax.commands import train
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(train())

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import os
+import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from tqdm import tqdm
+from dossr_jax import files, options
+from dossr_jax.commands import command_line
+from dossr_jax.errors import BAD_INPUT, UserError
+from dossr_jax.folder import preview
+from dossr_jax.folder.finding import Found, Problems, find
+from dossr_jax.folder.manifest import NAME, Manifest, Parameters
+from dossr_jax.folder.model import hash_of_model
+from dossr_jax.folder.naming import SAME, Naming, name_results
+from dossr_jax.folder.planning import Task, check_room, plan, seconds_per_pixel
+from dossr_jax.folder.report import write_report
+from dossr_jax.folder.run import STAGES, Outcome, Run, Writing
+from dossr_jax.pipeline import Settings
 
-from dossr_jax import image_io, options
-from dossr_jax.errors import BAD_INPUT, UserError, command_line
-from dossr_jax.image_io import InputImage
-from dossr_jax.pipeline import Restored, Settings, Upscaler
-
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
   python infer.py photo.jpg --output restored
   python infer.py album/ more/*.png --output restored --scale 2 --batch-size 4
+  python infer.py album/ --output restored --dry-run
   python infer.py photo.jpg --output restored --model dossr.safetensors --dtype bfloat16
   python infer.py photo.jpg --output restored --start noise --order 1 --steps 50
 
-Results keep the name of their input and, below a folder, its place. exit status: 0 all restored,
-2 something could not be read, written or understood (the rest is restored all the same).
+Results keep the name of their input and, below a folder, its place. {NAME} beside them lists
+what they were made from: the same command again restores what is new, has changed or is missing.
+exit status: 0 all restored, 2 something could not be read, written or understood (the rest is
+restored all the same).
 """
-
-# Fields of Restored that --save-stages saves under their names.
-_STAGES = ("pre_restored", "decoded")
+_FORMATS = sorted({"jpeg", "tiff", *(kind.suffix[1:] for kind in files.WRITABLE.values())})
+_REPORT = "report.html"
+_MOST_NAMED = 10
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,127 +51,202 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", nargs="+", help="image files, and folders with images in them")
     parser.add_argument("--output", "-o", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     parser.add_argument(
-        "--format",
-        choices=("same", "png", "jpg", "webp"),
-        default="png",
-        help="file format of the results, 'same' as the input's (default: png, lossless)",
+        "--overwrite",
+        action="store_true",
+        help=f"replace results that are not listed in {NAME}, or have changed since",
     )
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and write nothing"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help=f"also write a page with details before and after; 'html' is {_REPORT} in the output "
+        "folder",
+    )
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--format",
+        choices=(SAME, *_FORMATS),
+        default="png",
+        metavar="FORMAT",
+        help=f"file format: {', '.join(_FORMATS)}; or 'same' as the input's (default: png, "
+        "lossless)",
+    )
+    results.add_argument(
+        "--quality", type=int, help="of lossy formats, 1 to 100 (default: that of the format)"
+    )
+    name = results.add_mutually_exclusive_group()
+    name.add_argument("--suffix", metavar="TEXT", help="text after the name, such as _restored")
+    name.add_argument(
+        "--name",
+        metavar="TEMPLATE",
+        help="names with the fields {stem}, {suffix} (of the input), {scale}, {model} and {seed}, "
+        "such as '{stem}_x{scale}' (default: '{stem}')",
+    )
+    results.add_argument(
         "--save-stages",
         action="store_true",
         help="also save the pre-restored image and the decoded one before the colour fix",
+    )
+    results.add_argument(
+        "--strip-metadata",
+        action="store_true",
+        help="leave out EXIF, XMP, IPTC and texts of the input; the colour profile stays",
+    )
+    results.add_argument(
+        "--no-record",
+        dest="record",
+        action="store_false",
+        help="leave model, settings and version out of the results' metadata",
     )
     options.add_options(parser, default_model="dossr-mini")
     return parser
 
 
-@command_line("stopped; results so far are complete")
+@command_line("stopped; results so far are complete, the same command goes on from there")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
       0, or 2 if anything could not be read, written or understood.
     """
+    for stream in (sys.stdout, sys.stderr):  # No name of a file is beyond any console.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     args = make_parser().parse_args(arguments)
-    fields = options.picture_fields(args)
-    inputs = image_io.find_images(args.input, exclude=args.output)
-    targets = _targets(inputs, args.output, args.format, stages=args.save_stages)
-    image_io.check_folder(args.output)
+    problems = Problems()
+    request = _check(args, problems)
+    if problems:
+        return _tell(problems)
+    for line in preview.left_out_lines(request.found.left_out):
+        print(line)
+    manifest = Manifest(args.output)
     begin = time.perf_counter()
     upscaler = options.load(args)
     loaded = time.perf_counter() - begin
-    settings = upscaler.settings(**fields)
-    seconds, failed = _restore_all(upscaler, settings, inputs, targets, args)
-    parts = [f"{len(seconds)} restored into {args.output}"]
+    settings = upscaler.settings(**request.fields)
+    next(upscaler.stream((), settings), None)  # raises for a prompt that the model cannot have
+    parameters = _parameters(settings, args, request.hashes)
+    tasks = plan(
+        request.found.inputs,
+        request.names,
+        manifest,
+        parameters,
+        scale=settings.scale,
+        overwrite=args.overwrite,
+    )
+    check_room(tasks, args.output)
+    _tell(request.found.unreadable)
+    incomplete = bool(request.found.unreadable)
+    if args.dry_run:
+        rate = seconds_per_pixel(manifest, parameters)
+        for line in preview.dry_run_lines(tasks, args.output, rate):
+            print(line)
+        incomplete |= any(task.action == "impossible" for task in tasks)
+        return BAD_INPUT if incomplete else 0
+    for task in tasks:
+        if task.action == "kept":
+            print(f"{task.input.path}: kept, {task.reason} (--overwrite replaces it)")
+    writing = Writing(args.quality, args.strip_metadata, args.record)
+    outcome = Run(upscaler, settings, tasks, manifest, parameters, writing).run()
+    print(_summary(outcome, tasks, args.output) + f" (model loaded in {loaded:.1f} s)")
+    if args.report is not None:
+        write_report(args.report, tasks, manifest, parameters)
+    return BAD_INPUT if outcome.failed or incomplete else 0
+
+
+@dataclasses.dataclass
+class _Request:
+    """What is asked for: settings, hashes of models by name, inputs and names of results."""
+
+    fields: dict[str, Any]
+    hashes: dict[str, str]
+    found: Found
+    names: list[tuple[Path, tuple[Path, ...]]]
+
+
+def _check(args: argparse.Namespace, problems: Problems) -> _Request:
+    """All that can be told without the model; meaningful where there are no problems."""
+    fields, hashes, names = {}, {}, []
+    with problems.collected():
+        fields = options.picture_fields(args)
+    with problems.collected():
+        if args.quality is not None and not 1 <= args.quality <= 100:
+            raise UserError(f"quality {args.quality}: give a number from 1 to 100")
+    with problems.collected():
+        files.check_folder(args.output)
+    with problems.collected():
+        _check_report(args)
+    with problems.collected():
+        hashes = {m: hash_of_model(m) for m in (args.model, args.preprocessor) if m is not None}
+    found = find(args.input, args.output, problems)
+    with problems.collected():
+        naming = _naming(args, fields)
+        names = name_results(found, naming, args.output, args.save_stages * STAGES, problems)
+    return _Request(fields, hashes, found, names)
+
+
+def _tell(problems: Sequence[UserError]) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    """Make a path of the option, if there is one."""
+    if args.report is None:
+        return
+    args.report = args.output / _REPORT if args.report == "html" else Path(args.report)
+    if args.report.suffix.lower() != ".html":
+        raise UserError(f"report {args.report}: give a name that ends in .html, or 'html'")
+    files.check_folder(args.report.parent)
+
+
+def _name_of(model: str) -> str:
+    return Path(model).name.removesuffix(".safetensors")
+
+
+def _naming(args: argparse.Namespace, fields: dict[str, Any]) -> Naming:
+    suffix = (args.suffix or "").replace("{", "{{").replace("}", "}}")
+    values = {
+        "scale": f"{fields.get('scale', Settings.scale):g}",
+        "seed": str(fields.get("seed", Settings.seed)),
+        "model": _name_of(args.model),
+    }
+    return Naming(args.name or f"{{stem}}{suffix}", args.format, values)
+
+
+def _parameters(settings: Settings, args: argparse.Namespace, hashes: dict[str, str]) -> Parameters:
+    """All that changes a result, without what is for memory and speed."""
+    values = dataclasses.asdict(settings)
+    sampler = values.pop("sampler")
+    del values["batch_size"]
+    values = {
+        **values,
+        **(sampler if settings.diffuse else {}),
+        "dtype": args.dtype,
+        "preprocessor": hashes.get(args.preprocessor),
+        "quality": args.quality,
+        "strip_metadata": args.strip_metadata,
+        "record": args.record,
+    }
+    return Parameters(_name_of(args.model), hashes[args.model], values)
+
+
+def _summary(outcome: Outcome, tasks: Sequence[Task], output: Path) -> str:
+    seconds = outcome.seconds
+    parts = [f"{len(seconds)} restored into {output}"]
     if seconds:
         parts.append(
             f"median {statistics.median(seconds):.1f} s per image, {sum(seconds):.1f} s in total, "
             "including compilation"
         )
-    if kept := len(inputs) - len(seconds) - failed:
-        parts.append(f"{kept} kept")
-    if failed:
-        parts.append(f"{failed} failed")
-    print("; ".join(parts) + f" (model loaded in {loaded:.1f} s)")
-    return BAD_INPUT if failed else 0
-
-
-def _targets(
-    inputs: Sequence[InputImage], output: Path, format_: str, *, stages: bool
-) -> dict[Path, Path]:
-    """Input file -> output file; an output for two inputs or in place of one is an error."""
-    targets: dict[Path, Path] = {}
-    owners: dict[Path, Path] = {}
-    originals = {os.path.realpath(item.path) for item in inputs}
-    for item in inputs:
-        suffix = item.relative.suffix if format_ == "same" else f".{format_}"
-        target = targets[item.path] = output / item.relative.with_suffix(suffix)
-        for file in (target, *(_stage_file(target, name) for name in _STAGES if stages)):
-            if os.path.realpath(file) in originals:
-                raise UserError(
-                    f"{item.path}: its result would take the place of {file}, which is to be "
-                    "restored as well; choose another output folder"
-                )
-            if file in owners:
-                raise UserError(
-                    f"{item.path}: would be written to {file}, as {owners[file]}; rename one or "
-                    "restore them into different folders"
-                )
-            owners[file] = item.path
-    return targets
-
-
-def _stage_file(target: Path, stage: str) -> Path:
-    return target.with_name(f"{target.stem}_{stage}{target.suffix}")
-
-
-def _restore_all(
-    upscaler: Upscaler,
-    settings: Settings,
-    inputs: Sequence[InputImage],
-    targets: dict[Path, Path],
-    args: argparse.Namespace,
-) -> tuple[list[float], int]:
-    """Restore and save everything; returns the seconds of every result, the number of failures."""
-    seconds, failed = [], 0
-    with tqdm(total=len(inputs), unit="image", dynamic_ncols=True) as bar:
-
-        def fail(error: UserError | str) -> None:
-            nonlocal failed
-            failed += 1
-            bar.write(f"error: {error}", file=sys.stderr)
-            bar.update()
-
-        def readable() -> Iterator[tuple[Path, np.ndarray]]:
-            for item in inputs:
-                if targets[item.path].exists() and not args.overwrite:
-                    bar.write(f"{targets[item.path]} exists, kept (--overwrite replaces it)")
-                    bar.update()
-                    continue
-                try:
-                    yield item.path, image_io.read_image(item.path)
-                except UserError as error:
-                    fail(error)
-
-        for path, restored in upscaler.stream(readable(), settings):
-            if isinstance(restored, UserError):
-                fail(f"{path}: {restored}")
-                continue
-            try:
-                _save(restored, targets[path], stages=args.save_stages)
-            except UserError as error:
-                fail(error)
-                continue
-            seconds.append(restored.seconds)
-            height, width = restored.image.shape[:2]
-            bar.write(f"{targets[path]}  {width}x{height}  {restored.seconds:.1f} s")
-            bar.update()
-    return seconds, failed
-
-
-def _save(restored: Restored, target: Path, *, stages: bool) -> None:
-    for stage in _STAGES if stages else ():
-        image_io.write_image(_stage_file(target, stage), getattr(restored, stage))
-    image_io.write_image(target, restored.image)
+    for action in ("unchanged", "kept"):
+        if count := sum(task.action == action for task in tasks):
+            parts.append(f"{count} {action}")
+    if failed := outcome.failed:
+        names = ", ".join(path.name for path in failed[:_MOST_NAMED])
+        more = f", ... (all in {output / NAME})" if len(failed) > _MOST_NAMED else ""
+        parts.append(f"{len(failed)} failed: {names}{more}")
+    return "; ".join(parts)

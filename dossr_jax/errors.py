@@ -1,9 +1,6 @@
 """The one exception that a user, not a programmer, is meant to read."""
 
-import functools
 import importlib.util
-import sys
-from collections.abc import Callable, Sequence
 
 BAD_INPUT = 2
 
@@ -31,26 +28,3 @@ def require_extra(extra: str, *modules: str, wanted_by: str = "") -> None:
         if found is None:
             prefix = f"{wanted_by}: " if wanted_by else ""
             raise UserError(f"{prefix}{module} is not installed; pip install 'dossr-jax[{extra}]'")
-
-
-def command_line(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorator of a command's `main`, which returns the exit status.
-
-    A UserError is printed and gives status 2; Ctrl-C prints `stopped` and gives 130.
-    """
-
-    def decorate(main: Callable[..., int]) -> Callable[..., int]:
-        @functools.wraps(main)
-        def run(arguments: Sequence[str] | None = None) -> int:
-            try:
-                return main(arguments)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return BAD_INPUT
-            except KeyboardInterrupt:
-                print(stopped, file=sys.stderr)
-                return 130
-
-        return run
-
-    return decorate

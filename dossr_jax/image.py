@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from dossr_jax.config.sampler import ColorFix
 
@@ -138,15 +138,22 @@ def remove_color(image: Image, grey: Bool[Array, " b"]) -> Image:
     return jnp.where(grey[:, None, None, None], luma, image)
 
 
-def pixels_to_uint8(
-    image: Float[Array, "*shape"], *, truncate: bool = False
-) -> UInt8[Array, "*shape"]:
-    """Floats in [0, 1] (clipped) as uint8 of the same shape.
+def pixels_to_levels(
+    image: Float[Array, "*shape"], dtype: DTypeLike = jnp.uint8, *, truncate: bool = False
+) -> Shaped[Array, "*shape"]:
+    """Floats in [0, 1] (clipped) as levels of uint8 or uint16, of the same shape.
 
     Rounds to nearest; `truncate` drops the fraction, as the published PyTorch release does.
     """
-    levels = jnp.clip(image, 0, 1) * 255
-    return (jnp.floor(levels) if truncate else jnp.round(levels)).astype(jnp.uint8)
+    levels = jnp.clip(image, 0, 1) * jnp.iinfo(dtype).max
+    return (jnp.floor(levels) if truncate else jnp.round(levels)).astype(dtype)
+
+
+def levels_to_pixels(image: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Levels of uint8 or uint16 as float32 in [0, 1]; floats stay as they are."""
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return image
+    return image.astype(jnp.float32) / jnp.iinfo(image.dtype).max
 
 
 def reflect_indices(size: int, length: int) -> Int[np.ndarray, " length"]:

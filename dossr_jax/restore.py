@@ -22,9 +22,10 @@ from dossr_jax import method
 from dossr_jax.area_means import keep_area_means
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
-from dossr_jax.image import is_grey, pixels_to_uint8, remove_color
+from dossr_jax.image import is_grey, levels_to_pixels, pixels_to_levels, remove_color, valid_part
 from dossr_jax.method import Controls, Noise, Restoration
 from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.smooth_areas import keep_smooth_areas
 from dossr_jax.tiling import tiled
 
 
@@ -53,15 +54,18 @@ class Layout:
 
 
 class Images(NamedTuple):
-    """uint8 (b, H, W, 3): pre-restored, decoded before the colour fix, and the result.
+    """Pre-restored, decoded before the colour fix, and the result, (b, H, W, 3); see `restore`.
 
     All three are grey where the LR image is; networks for colour leave a tint there. The result has
     its mean colours, too, see dossr_jax.area_means.
+
+    finite: whether networks and sampler gave numbers for every pixel of the image, bool (b,).
     """
 
     pre_restored: Array
     decoded: Array
     result: Array
+    finite: Array
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "layout"))
@@ -81,8 +85,8 @@ def restore(
 
     Args:
       graphdef, state: a split :class:`dossr_jax.models.dossr.DoSSR`, or a split RRDBNet alone.
-      lr: canvases (b, h, w, 3), uint8 or float in [0, 1], each image continued by reflection below
-        and right of it.
+      lr: canvases (b, h, w, 3), uint8, uint16 or float in [0, 1], each image continued by
+        reflection below and right of it.
       size: valid part of every canvas in its pixels, int32 (b, 2).
       tiles: int32 (n, 3) rows (image, row, column) in units, the first `count` of them to run;
         unused where layout.tile is None.
@@ -90,7 +94,8 @@ def restore(
         unused, and may be absent, without layout.diffuse.
 
     Returns:
-      Images of shape (b, 4h, 4w, 3), meaningful in the valid part; with layout.keep a Restoration.
+      Images of shape (b, 4h, 4w, 3), meaningful in the valid part, uint16 if `lr` is, else uint8;
+      with layout.keep a Restoration.
     """
     model: Any = nnx.merge(graphdef, state)
 
@@ -121,17 +126,26 @@ def restore(
             return batch
         return jax.lax.with_sharding_constraint(batch, layout.shard)
 
-    if lr.dtype == jnp.uint8:
-        lr = lr.astype(jnp.float32) / 255
+    dtype = jnp.uint16 if lr.dtype == jnp.uint16 else jnp.uint8
+    lr = levels_to_pixels(lr)
     apply = method.whole if layout.tile is None else over_tiles
     pre = apply(model.pre_restore, [lr], [layout.unit // UPSCALE], layout.unit, 3)
     grey = is_grey(lr)
 
-    def to_uint8(image: Array) -> Array:
-        return pixels_to_uint8(remove_color(image, grey), truncate=layout.truncate)
+    def finish(pre: Array, decoded: Array, fixed: Array) -> Images:
+        valid = valid_part(fixed, UPSCALE * size)
+        finite = jnp.all(jnp.isfinite(fixed) | ~valid, axis=(1, 2, 3))
+        result = keep_area_means(fixed, lr, size)
+        if dtype == jnp.uint16:
+            result = keep_smooth_areas(result, lr, size)
+        pre, decoded, result = (
+            pixels_to_levels(remove_color(image, grey), dtype, truncate=layout.truncate)
+            for image in (pre, decoded, result)
+        )
+        return Images(pre, decoded, result, finite)
 
     if not layout.diffuse:
-        return Images(to_uint8(pre), to_uint8(pre), to_uint8(keep_area_means(pre, lr, size)))
+        return finish(pre, pre, pre)
     assert noise is not None and table is not None and controls is not None
     restored = method.restore_images(
         model,
@@ -147,5 +161,4 @@ def restore(
     )
     if layout.keep:
         return restored
-    result = keep_area_means(restored.result, lr, size)
-    return Images(*map(to_uint8, (pre, restored.decoded, result)))
+    return finish(pre, restored.decoded, restored.result)

@@ -7,7 +7,7 @@ import pytest
 from helpers.models import tiny_model
 
 from dossr_jax.area_means import AREA, keep_area_means
-from dossr_jax.image import is_grey, pixels_to_uint8, remove_color
+from dossr_jax.image import is_grey, pixels_to_levels, remove_color
 from dossr_jax.pipeline import Upscaler
 
 keep = jax.jit(keep_area_means)
@@ -90,7 +90,7 @@ def test_mean_colours_stay_within_a_level(model, size):
     sizes = jnp.tile(jnp.asarray([size], jnp.int32), (len(lr), 1))
     result = keep(jnp.asarray(made), jnp.asarray(lr, jnp.float32) / 255, sizes)
     assert 0 <= result.min() and result.max() <= 1
-    for x, y in zip(np.asarray(pixels_to_uint8(result)), lr, strict=True):
+    for x, y in zip(np.asarray(pixels_to_levels(result)), lr, strict=True):
         assert furthest(x, y) <= 1
 
 
@@ -147,7 +147,7 @@ def test_grey_stays_grey():
     lr = jnp.tile(grey, (1, 1, 1, 3))
     made = jnp.asarray(MODELS["tints"](enlarged(np.asarray(lr))), jnp.float32)
     kept = keep(made, lr, jnp.asarray([(20, 30)], jnp.int32))
-    result = np.asarray(pixels_to_uint8(remove_color(kept, is_grey(lr))))
+    result = np.asarray(pixels_to_levels(remove_color(kept, is_grey(lr))))
     assert (result == result[..., :1]).all()
     assert furthest(result[0], np.asarray(lr[0]) * 255) <= 1
 

@@ -39,6 +39,7 @@ def run(model_file, tmp_path, capsys):
             + ["128", *options]
         )
         results = {str(p.relative_to(out)): p for p in out.rglob("*") if p.is_file()}
+        results.pop("dossr.jsonl", None)
         return status, results, capsys.readouterr().err
 
     return run
@@ -74,13 +75,22 @@ def test_stages_are_saved_beside_the_result(run, photos):
     assert {size_of(p) for p in results.values()} == {(48, 36)}
 
 
-def test_results_are_kept_unless_overwriting_is_asked_for(run, photos):
+def test_results_are_restored_again_for_other_settings_alone(run, photos):
     _, results, _ = run(photos / "a.png")
-    before = results["a.png"].read_bytes()
-    status, results, _ = run(photos / "a.png", options=["--seed", "5"])
-    assert status == 0 and results["a.png"].read_bytes() == before
-    run(photos / "a.png", options=["--seed", "5", "--overwrite"])
-    assert results["a.png"].read_bytes() != before
+    before = results["a.png"].stat().st_mtime_ns
+    status, results, _ = run(photos / "a.png")
+    assert status == 0 and results["a.png"].stat().st_mtime_ns == before
+    run(photos / "a.png", options=["--seed", "5"])
+    assert results["a.png"].stat().st_mtime_ns != before
+
+
+def test_files_of_others_are_kept_unless_overwriting_is_asked_for(run, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    status, results, _ = run(photos / "a.png")
+    assert status == 0 and results["a.png"].read_bytes() == b"mine"
+    run(photos / "a.png", options=["--overwrite"])
+    assert size_of(results["a.png"]) == (48, 36)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +121,11 @@ def test_inputs_that_are_not_there(run, photos, tmp_path):
     assert_one_error(err, "empty")
 
 
-def test_two_inputs_for_one_result(run, photos):
+def test_two_inputs_of_one_name_have_two_results(run, photos):
     Image.new("RGB", (4, 4)).save(photos / "a.webp")
-    status, results, err = run(photos)
-    assert (status, results) == (2, {})
-    assert_one_error(err, "a.png")
+    status, results, _ = run(photos / "a.png", photos / "a.webp")
+    assert status == 0 and set(results) == {"a.png", "a_webp.png"}
+    assert size_of(results["a_webp.png"]) == (16, 16)
 
 
 def test_results_never_take_the_place_of_inputs(photos, capsys):

@@ -28,7 +28,7 @@ LAYOUTS = {"one": (1, 1, 1), "four": (1, 4, 2), "two by two": (2, 2, 2)}
 def launch(tmp_path_factory):
     """Function (layout, output, steps) -> started processes of train.py, real degradation."""
     folder = tmp_path_factory.mktemp("start")
-    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
+    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 1)]):
         save(folder / "photos" / name, picture(48, 40, seed=i))
     init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["train.py", "--config", "tiny", "--data", folder / "photos", "--init", init]

@@ -83,14 +83,14 @@ def test_statistics_stay_exact_on_large_images():
     assert abs(centred.mean()) < 1e-8
 
 
-def test_pixels_to_uint8_rounds_and_clips():
+def test_pixels_to_levels_rounds_and_clips():
     x = jnp.asarray([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 2.0])
-    assert image.pixels_to_uint8(x).tolist() == [0, 0, 0, 1, 255, 255, 255]
-    assert image.pixels_to_uint8(x, truncate=True).tolist() == [0, 0, 0, 0, 254, 255, 255]
+    assert image.pixels_to_levels(x).tolist() == [0, 0, 0, 1, 255, 255, 255]
+    assert image.pixels_to_levels(x, truncate=True).tolist() == [0, 0, 0, 0, 254, 255, 255]
 
 
 def test_truncation_reproduces_the_release(golden):
-    ours = image.pixels_to_uint8(nhwc(golden["samp_o3_s3_img"])[0], truncate=True)
+    ours = image.pixels_to_levels(nhwc(golden["samp_o3_s3_img"])[0], truncate=True)
     np.testing.assert_array_equal(ours, golden["process_s3_none_u8"])
 
 

@@ -1,12 +1,10 @@
 """dossr_jax.image_io: what is read, what is written, and how it fails."""
 
-import errno
-import io
 import os
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, JpegImagePlugin
+from PIL import Image, ImageCms
 
 from dossr_jax import image_io
 from dossr_jax.errors import UserError
@@ -27,11 +25,6 @@ def save(path, image, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
     return path
-
-
-def smooth():
-    ramp = np.linspace(20, 230, 48)
-    return np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 128.0), -1).astype(np.uint8)
 
 
 # Finding
@@ -81,203 +74,41 @@ def test_results_that_would_overwrite_each_other_are_an_error(tmp_path):
 # Reading
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff"])
-def test_lossless_formats_round_trip(tmp_path, suffix):
-    image_io.write_image(tmp_path / f"a{suffix}", PHOTO)
-    read = image_io.read_image(tmp_path / f"a{suffix}")
-    assert read.dtype == np.uint8 and read.flags.writeable
-    np.testing.assert_array_equal(read, PHOTO)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
-def test_lossy_formats_stay_close(tmp_path, suffix):
-    image_io.write_image(tmp_path / f"a{suffix}", smooth())
-    read = image_io.read_image(tmp_path / f"a{suffix}").astype(int)
-    assert np.abs(read - smooth()).max() <= 8
-
-
-def test_jpeg_keeps_full_chroma_resolution(tmp_path):
-    image_io.write_image(tmp_path / "a.jpg", PHOTO)
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert JpegImagePlugin.get_sampling(image) == 0  # Pillow's code for 4:4:4
-
-
-def test_suffix_does_not_decide_how_a_file_is_read(tmp_path):
-    save(tmp_path / "photo.jpg", PHOTO, format="PNG")
-    np.testing.assert_array_equal(image_io.read_image(tmp_path / "photo.jpg"), PHOTO)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(tmp_path / f"a{suffix}", smooth()[:, :24], exif=exif)
-    x = smooth()[:, :24]
-    want = {
-        1: x,
-        2: x[:, ::-1],
-        3: x[::-1, ::-1],
-        4: x[::-1],
-        5: x.swapaxes(0, 1),
-        6: np.rot90(x, -1),
-        7: x[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(x),
-    }[orientation]
-    read = image_io.read_image(path)
-    assert read.shape == want.shape
-    assert np.abs(read.astype(int) - want).max() <= 16
-
-
-def test_every_mode_becomes_rgb(tmp_path):
+def test_every_file_becomes_rgb_of_8_bits(tmp_path):
     grey = PHOTO[..., 0]
     as_rgb = np.repeat(grey[..., None], 3, -1)
-
-    def read(image, **options):
-        return image_io.read_image(save(tmp_path / "a.tif", image, **options))
-
-    np.testing.assert_array_equal(read(grey), as_rgb)
-    np.testing.assert_array_equal(read(Image.fromarray(grey > 127)), 255 * (as_rgb > 127))
-    palette = Image.fromarray(PHOTO).quantize(16)
-    np.testing.assert_array_equal(read(palette), np.asarray(palette.convert("RGB")))
-    np.testing.assert_array_equal(read(grey.astype(np.uint16) * 257), as_rgb)
-    np.testing.assert_array_equal(read(grey.astype(np.int32) * 257), as_rgb)
-    cmyk = Image.fromarray(PHOTO).convert("CMYK")
-    np.testing.assert_array_equal(read(cmyk), np.asarray(cmyk.convert("RGB")))
-    floats = save(tmp_path / "f.tif", grey.astype(np.float32))
-    assert "floating-point" in user_error(image_io.read_image, floats)
+    for image in (grey, grey.astype(np.uint16) * 257, Image.fromarray(grey).convert("L")):
+        read = image_io.read_image(save(tmp_path / "a.png", image))
+        np.testing.assert_array_equal(read, as_rgb)
+    image_io.write_image(tmp_path / "a.png", PHOTO)
+    np.testing.assert_array_equal(image_io.read_image(tmp_path / "a.png"), PHOTO)
 
 
 def test_transparency_is_laid_on_white(tmp_path):
     alpha = np.zeros((12, 20, 1), np.uint8)
     alpha[:6] = 255
-    want = np.where(alpha == 255, PHOTO, 255)
     path = save(tmp_path / "a.png", np.concatenate([PHOTO, alpha], -1))
+    want = np.where(alpha == 255, PHOTO, 255)
     np.testing.assert_array_equal(image_io.read_image(path), want)
-    grey = save(tmp_path / "la.png", Image.fromarray(np.dstack([PHOTO[..., 0], alpha]), "LA"))
-    want = np.broadcast_to(np.where(alpha == 255, PHOTO[..., :1], 255), PHOTO.shape)
-    np.testing.assert_array_equal(image_io.read_image(grey), want)
-    keyed = save(tmp_path / "k.png", np.zeros((2, 2, 3), np.uint8), transparency=(0, 0, 0))
-    assert (image_io.read_image(keyed) == 255).all()
-    palette = Image.fromarray(PHOTO).quantize(16)
-    path = save(tmp_path / "p.png", palette, transparency=3)
-    hidden = np.asarray(palette) == 3
-    assert hidden.any() and (image_io.read_image(path)[hidden] == 255).all()
 
 
 def test_colour_profiles_become_srgb(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     path = save(tmp_path / "s.png", PHOTO, icc_profile=srgb)
     np.testing.assert_array_equal(image_io.read_image(path), PHOTO)
-    # The same primaries with red and blue exchanged, under another name.
+    # The same primaries with red and blue exchanged, under the same name.
     other = srgb.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
-    other = other.replace("sRGB".encode("utf-16-be"), "BGRs".encode("utf-16-be"))
     path = save(tmp_path / "o.png", PHOTO, icc_profile=other)
     assert np.abs(image_io.read_image(path).astype(int) - PHOTO[..., ::-1]).max() <= 2
-    path = save(tmp_path / "bad.png", PHOTO, icc_profile=b"not a profile")
-    np.testing.assert_array_equal(image_io.read_image(path), PHOTO)
-
-
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.fromarray(x) for x in (PHOTO, 255 - PHOTO)]
-    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(image_io.read_image(tmp_path / "a.png"), PHOTO)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif"])
-def test_damaged_files_are_one_line_errors(tmp_path, suffix):
-    image_io.write_image(tmp_path / f"good{suffix}", PHOTO)
-    data = (tmp_path / f"good{suffix}").read_bytes()
-    bad = tmp_path / f"bad{suffix}"
-    for length in (1, 9, 30, len(data) // 2):
-        bad.write_bytes(data[:length])
-        assert str(bad) in user_error(image_io.read_image, bad)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        broken = bytearray(data)
-        for position in rng.integers(0, len(data), 6):
-            broken[position] = rng.integers(256)
-        bad.write_bytes(broken)
-        try:  # Some damage cannot be noticed; what is, must come as a UserError.
-            assert image_io.read_image(bad).ndim == 3
-        except UserError as error:
-            assert "\n" not in str(error)
-
-
-def test_unreadable_inputs_are_one_line_errors(tmp_path, monkeypatch):
-    (tmp_path / "zero.png").touch()
-    assert "empty" in user_error(image_io.read_image, tmp_path / "zero.png")
-    (tmp_path / "text.txt").write_text("hello\nworld")
-    assert "not a PNG" in user_error(image_io.read_image, tmp_path / "text.txt")
-    save(tmp_path / "a.gif", PHOTO)
-    assert "not a PNG" in user_error(image_io.read_image, tmp_path / "a.gif")
-    assert "No such file" in user_error(image_io.read_image, tmp_path / "none.png")
-    assert "directory" in user_error(image_io.read_image, tmp_path)
-    photo = save(tmp_path / "a.png", PHOTO)
-    for limit in (200, 100):  # Pillow warns above its limit and refuses above twice the limit.
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert "million pixels" in user_error(image_io.read_image, photo)
-
-
-def test_forbidden_files_are_one_line_errors(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    photo = save(tmp_path / "a.png", PHOTO)
-    monkeypatch.setattr("builtins.open", refuse)
-    assert "Permission denied" in user_error(image_io.read_image, photo)
-
-
-# Writing
-
-
-def test_writing_makes_folders_replaces_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "new" / "folder" / "a.png"
-    image_io.write_image(path, 255 - PHOTO)
-    image_io.write_image(str(path), PHOTO)
-    np.testing.assert_array_equal(image_io.read_image(path), PHOTO)
-    assert os.listdir(path.parent) == ["a.png"]
-
-
-def test_a_full_disk_keeps_the_old_file_and_leaves_no_part(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    image_io.write_image(path, PHOTO)
-    real_open = open
-
-    class Full(io.FileIO):
-        def write(self, data):
-            super().write(bytes(data[:10]))
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def open_full(name, mode="r", *args, **kwargs):
-        return Full(name, mode) if "x" in mode else real_open(name, mode, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", open_full)
-    message = user_error(image_io.write_image, path, 255 - PHOTO)
-    assert str(path) in message and "free some disk space" in message
-    monkeypatch.undo()
-    np.testing.assert_array_equal(image_io.read_image(path), PHOTO)
-    assert os.listdir(tmp_path) == ["a.png"]
-
-
-def test_what_cannot_be_written_is_a_one_line_error(tmp_path):
-    assert "cannot write this kind" in user_error(image_io.write_image, tmp_path / "a.gif", PHOTO)
-    large = np.zeros((1, 16384, 3), np.uint8)
-    assert "PNG" in user_error(image_io.write_image, tmp_path / "a.webp", large)
-    (tmp_path / "file").touch()
-    assert "cannot write" in user_error(image_io.write_image, tmp_path / "file" / "a.png", PHOTO)
-    (tmp_path / "folder.png").mkdir()
-    assert "cannot write" in user_error(image_io.write_image, tmp_path / "folder.png", PHOTO)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
 
 
 # Resampling
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 10), (12, 20), (30, 50), (13, 19), (48, 5)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
 def test_resample_gives_the_exact_size_and_keeps_constants(size, dtype):
-    level = 77 if dtype == np.uint8 else 0.3
+    level = 77 if dtype in (np.uint8, np.uint16) else 0.3
     x = image_io.resample(np.full((12, 20, 3), level, dtype), *size)
     assert x.shape == (*size, 3) and x.dtype == dtype
     np.testing.assert_allclose(x, level, atol=1e-6)

@@ -77,6 +77,13 @@ def test_a_pair_is_a_degradation_and_what_the_model_makes_of_it(whole, model):
     assert np.abs(stored - 255 * pre).max() < 0.5 + 1e-2
 
 
+def test_pairs_are_split_as_their_photos_are(photos, whole):
+    for split in ("train", "validation"):
+        folder = open_source(photos, split=split, hold_out=20)
+        large = {folder[i].name for i in range(len(folder)) if len(folder[i].hr) >= SIDE}
+        assert {name.split("@")[0] for name in records(whole, split)} == large
+
+
 def test_what_else_is_made_changes_no_pair(photos, whole, model, tmp_path):
     tiles = tmp_path / "tiles"
     assert command(photos, tiles, "--tile", SIDE) == 0
@@ -152,7 +159,8 @@ def test_what_is_left_out_is_told(photos, model, tmp_path, capsys):
         (["--pre-restore", "realesrgan"], "give --degrade"),
         (["--degrade", "bicubic", "--pre-restore", "none.pth"], "none.pth"),
         (["--degrade", "bicubic", "--copies", "0"], "1 or more"),
-        (["--degrade", "bicubic", "--tile", "32"], "already cut into tiles"),
+        (["--degrade", "bicubic", "--tile", "32"], "leave --tile out"),
+        (["--tile", "32"], "already cut into tiles; add --degrade"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_one_line(options, message, photos, tmp_path, capsys):
@@ -173,6 +181,14 @@ def test_a_wrong_model_is_refused_before_tiles_are_cut(photos, tmp_path, capsys)
     options = ["--tile", SIDE, "--degrade", *PRESETS, "--pre-restore", "none.pth"]
     assert command(photos, tmp_path / "set", *options) == 2
     assert "none.pth" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+def test_one_photo_is_refused_before_anything_is_written(tmp_path, capsys):
+    save(tmp_path / "photos" / "a.png", picture(64, 64))
+    options = ["--tile", SIDE, "--degrade", *PRESETS]
+    assert command(tmp_path / "photos", tmp_path / "set", *options) == 2
+    assert "training and validation need one each" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 

@@ -361,7 +361,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 
 def test_a_folder_with_damaged_files_streams(tmp_path):
-    for i, name in enumerate(names_for("train", 6)):
+    for i, name in enumerate([*names_for("train", 6), *names_for("validation", 1)]):
         save(tmp_path / name, picture(24, 24, i))
     broken = names_for("train", 7)[-1]
     (tmp_path / broken).write_bytes(b"no image")
@@ -372,7 +372,8 @@ def test_a_folder_with_damaged_files_streams(tmp_path):
 
 
 def test_the_benchmark_prints_what_it_promises(tmp_path):
-    save(tmp_path / names_for("train", 1)[0], picture(256, 256))
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, picture(256, 256))
     command = [sys.executable, ROOT / "benchmarks" / "input.py", "--data", tmp_path]
     options = ["--config", "tiny", "--batches", "5", "--prefetch", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

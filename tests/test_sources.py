@@ -12,7 +12,7 @@ import pytest
 from helpers.pictures import names_for, picture, quarter, save
 
 from dossr_jax.data import prepare
-from dossr_jax.data.sources import Prepared, list_images, open_source, split_of
+from dossr_jax.data.sources import Prepared, held_out, list_images, open_source
 from dossr_jax.errors import UserError
 
 
@@ -32,12 +32,39 @@ def damaged(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "set")
 
 
-def test_split_is_stable_and_fair():
-    names = [f"some/folder/{i}.jpg" for i in range(2000)]
-    held_out = [name for name in names if split_of(name, 20) == "validation"]
-    assert 60 < len(held_out) < 140
-    assert split_of(held_out[0].replace("some/folder", "elsewhere"), 20) == "validation"
-    assert all(split_of(name, 0) == "train" for name in names)
+@pytest.mark.parametrize("hold_out", [2, 20])
+@pytest.mark.parametrize("count", [2, 3, 10, 31, 2000])
+def test_each_split_has_its_share_and_at_least_one_photo(count, hold_out):
+    chosen = held_out([f"{i}.jpg" for i in range(count)], hold_out)
+    assert 1 <= len(chosen) < count
+    assert abs(len(chosen) - count / hold_out) < 1
+
+
+def test_the_split_depends_on_file_names_alone():
+    names = [f"some/folder/{i}.jpg" for i in range(50)]
+    chosen = held_out(names, 20)
+    assert held_out(names[::-1], 20) == chosen
+    moved = held_out([name.replace("some/folder", "elsewhere") for name in names], 20)
+    assert {name.replace("elsewhere", "some/folder") for name in moved} == chosen
+    assert held_out(names, 0) == set() and held_out(names, 1) == set(names)
+
+
+def test_photos_of_one_name_are_split_too():
+    names = [f"scene{i}/photo.png" for i in range(10)]
+    assert len(held_out(names, 20)) == 1 and held_out(names[::-1], 20) == held_out(names, 20)
+
+
+def test_a_photo_that_is_added_moves_at_most_one_other():
+    names = [f"{i}.jpg" for i in range(200)]
+    for count in range(2, 200):
+        before, after = held_out(names[:count], 20), held_out(names[: count + 1], 20)
+        assert len((before ^ after) - {names[count]}) <= 1
+
+
+def test_the_split_is_the_same_forever():
+    """A change here would train on photos that earlier data sets hold out."""
+    names = [f"{i}.jpg" for i in range(100)]
+    assert held_out(names, 20) == {"26.jpg", "4.jpg", "48.jpg", "49.jpg", "92.jpg"}
 
 
 def test_folder_is_searched_for_images(tmp_path):
@@ -108,11 +135,14 @@ def test_what_is_missing_is_said(tmp_path):
         open_source(tmp_path / "none", split="train", hold_out=20)
     with pytest.raises(UserError, match="no images in this folder"):
         open_source(tmp_path, split="train", hold_out=20)
-    save(tmp_path / names_for("train", 1)[0], picture(20, 20))
-    with pytest.raises(UserError, match="none of its 1 images is for validation at hold_out 20"):
-        open_source(tmp_path, split="validation", hold_out=20)
+    save(tmp_path / "a.png", picture(20, 20))
+    for split in ("train", "validation"):
+        with pytest.raises(UserError, match="holds one image, but training and validation need"):
+            open_source(tmp_path, split=split, hold_out=20)
+    with pytest.raises(UserError, match="none of its 1 images is for train at hold_out 1"):
+        open_source(tmp_path, split="train", hold_out=1)
     with pytest.raises(UserError, match="not a folder"):
-        open_source(tmp_path / names_for("train", 1)[0], split="train", hold_out=20)
+        open_source(tmp_path / "a.png", split="train", hold_out=20)
 
 
 def test_an_unfinished_data_set_is_not_opened(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.pictures import picture, save
 from helpers.runs import write_model, write_pairs
 from helpers.small import SMALL
 
@@ -157,12 +158,50 @@ CONFIG = dataclasses.replace(
         (["--data", "/nowhere"], "/nowhere"),
         (["--init", "/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
         (["--set", "parallel.fsdp=3"], "parallel.fsdp = 3"),
+        (["--data", __file__], f"{__file__}: not a folder"),
+        (["--set", "validate_every=1", "--validation", "/nowhere"], "/nowhere: no such file"),
+        (["--set", "data.crop=64"], "32x40 is less than a crop"),
+        (["--output", __file__], f"{__file__}: cannot be written into; choose a folder"),
+        (["--export", "/"], "/: a folder; name a file"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(command, capsys, arguments, message):
+def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(
+    command, tmp_path, capsys, arguments, message
+):
+    before = set(tmp_path.iterdir())
     assert command(*arguments) == BAD_INPUT
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_one_photo_is_refused(command, tmp_path, capsys):
+    save(tmp_path / "photos" / "a.png", picture(40, 32))
+    assert command("--data", tmp_path / "photos") == BAD_INPUT
+    assert "training and validation need one each" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_among_the_images_that_it_reads_is_refused(command, pairs, tmp_path, capsys):
+    assert command("--output", pairs / "run") == BAD_INPUT
+    assert f"{pairs / 'run'}: lies in {pairs}, whose images are --data" in capsys.readouterr().err
+    save(tmp_path / "photos" / "a.png", picture(40, 32))
+    photos = tmp_path / "photos"
+    assert command("--validation", photos, "--output", photos / "run") == BAD_INPUT
+    assert "images are --validation" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("run")) and not list(pairs.rglob("run"))
+
+
+def test_a_run_that_fails_at_once_leaves_an_existing_folder_as_it_was(command, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "notes").mkdir(parents=True)
+    (run / "notes" / "mine.txt").write_text("mine")
+    assert command("--init", "/nowhere.safetensors") == BAD_INPUT
+    assert [path.name for path in run.rglob("*")] == ["notes", "mine.txt"]
+    (run / "checkpoints" / "7").mkdir(parents=True)  # a run, though a damaged one
+    assert command() == BAD_INPUT
+    assert "every checkpoint in it is damaged" in capsys.readouterr().err
+    assert (run / "checkpoints" / "7").is_dir()
 
 
 def test_changes_reach_the_configuration():

@@ -28,7 +28,7 @@ STEPS = 160  # ten kills come some dozen steps apart, and all before the end
 def command(tmp_path_factory):
     """Function (output, *arguments) -> a started train.py: real degradation, a data worker."""
     folder = tmp_path_factory.mktemp("start")
-    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
+    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 1)]):
         save(folder / "photos" / name, picture(48, 40, seed=i))
     init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["--config", "tiny", "--data", folder / "photos", "--init", init, "--steps", STEPS]

@@ -14,7 +14,7 @@ from dossr_jax.config import SamplerConfig
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import make_table
 from dossr_jax.evaluate import score
-from dossr_jax.image import pixels_to_uint8
+from dossr_jax.image import pixels_to_levels
 from dossr_jax.method import Controls, KeyNoise, restore_images
 from dossr_jax.restore import UPSCALE
 from experiments import draw
@@ -75,7 +75,7 @@ def _draw_path(bench: Bench, target: Path) -> list[dict[str, Any]]:
         ).path
         alpha = jnp.asarray(table.rows.alpha, jnp.float32)[:, None, None, None]
         decoded = [
-            pixels_to_uint8(model.decode(a[:, 0])) for a in (kept.x / alpha[:, None], kept.x0)
+            pixels_to_levels(model.decode(a[:, 0])) for a in (kept.x / alpha[:, None], kept.x0)
         ]
         return decoded[0], decoded[1]
 

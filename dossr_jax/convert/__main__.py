@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dossr_jax.commands import command_line
 from dossr_jax.convert.conversion import DTYPES, convert
-from dossr_jax.errors import command_line
 
 _EPILOG = """\
 INPUT is one of
-  a DoSSR checkpoint of the PyTorch release (.ckpt, .pth, .safetensors)
+  a DoSSR checkpoint of the PyTorch release (.ckpt, .pth, .safetensors, or shards: their folder or
+    their index, *.safetensors.index.json)
   SD 2.1 as one file or as a diffusers folder; needs --rrdb and gives the model training starts from
   a folder with weights.safetensors, config.yaml and golden.npz (see docs/porting.md)
   a model file of dossr_jax, to write it in another form
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("keep", *DTYPES),
         default="keep",
         help="dtype of the written weights (keep: unchanged); schedule buffers keep their dtype",
+    )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the EMA weights (model_ema.*) where a checkpoint has them beside the plain ones",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     return parser

@@ -80,6 +80,10 @@ def _read_npz(path: str | Path) -> dict[str, Lazy]:
                 f"{path}: {_ARRAYS[name]} is {array.dtype}{array.shape}; an embedding is "
                 "a float array (tokens, width)"
             )
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: {_ARRAYS[name]} has NaN or infinity in it; make the embeddings again"
+            )
     return {name: lazy(array[0] if array.ndim == 3 else array) for name, array in arrays.items()}
 
 

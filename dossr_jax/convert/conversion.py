@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,10 +23,9 @@ from dossr_jax.convert.release import Model
 from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.convert.tables import CONTROL_PREFIX, TEXT_PREFIX, UNET_PREFIX
 from dossr_jax.errors import UserError
-from dossr_jax.weights import Lazy
+from dossr_jax.weights import CROSSCHECK_FILES, Kind, Lazy
 
 DTYPES = ("float16", "bfloat16", "float32")
-_GOLDEN_FILES = ("weights.safetensors", "config.yaml")
 
 
 def convert(
@@ -39,6 +39,7 @@ def convert(
     keep_text: bool = False,
     context: str | Path | None = None,
     dtype: str = "keep",
+    ema: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Convert one checkpoint; arguments are those of the command line.
@@ -49,7 +50,7 @@ def convert(
     source, target = Path(input), Path(output)
     _check_target(target, to, overwrite)
     own = weights.is_model(source)
-    model = _read(source, own=own, rrdb=rrdb, config=config, head_dim=head_dim)
+    model = _read(source, own=own, rrdb=rrdb, config=config, head_dim=head_dim, ema=ema)
     if keep_text and model.config.text is None:
         raise UserError(f"{source}: has no text tower that --keep-text could keep")
     if context is None and (source / "golden.npz").is_file():
@@ -62,7 +63,7 @@ def convert(
         model = dataclasses.replace(
             model,
             tensors={
-                name: t if name.startswith(weights.BUFFER_PREFIX) else t.astype(dtype)
+                name: t if name.startswith(weights.BUFFER_PREFIX) else _cast(source, name, t, dtype)
                 for name, t in model.tensors.items()
             },
         )
@@ -81,37 +82,39 @@ def _read(
     rrdb: str | None,
     config: str | Path | None,
     head_dim: int | None,
+    ema: bool,
 ) -> Model:
     """Read a model from any kind of file or folder; `own` where it is one of our model files."""
     configured = config is not None or head_dim is not None
     if own and configured:
         raise UserError(f"{path}: carries its configuration; leave out --config and --head-dim")
+    kind = weights.kind_of(path)
+    if ema and (own or kind is Kind.DIFFUSERS):
+        raise UserError(f"{path}: has one set of weights; leave out --ema")
     pair = None if rrdb is None else read_rrdb(rrdb)
     if own:
         model = Model(*weights.open_model(path))
         return model if pair is None else release.with_rrdb(model, pair)
-    if path.is_dir():
-        if diffusers.is_diffusers(path):
-            if configured:
-                raise UserError(
-                    f"{path}: has its configuration in config.json files; leave out --config and "
-                    "--head-dim"
-                )
-            return diffusers.read_diffusers(path, _need_rrdb(path, pair))
-        if not all((path / name).is_file() for name in _GOLDEN_FILES):
+    if kind is Kind.DIFFUSERS:
+        if configured:
             raise UserError(
-                f"{path}: neither a diffusers folder (unet/, vae/), nor one with "
-                f"{' and '.join(_GOLDEN_FILES)}, nor an Orbax checkpoint of dossr_jax"
+                f"{path}: has its configuration in config.json files; leave out --config and "
+                "--head-dim"
             )
-        weights_file, yaml_file = (path / name for name in _GOLDEN_FILES)
+        return diffusers.read_diffusers(path, _need_rrdb(path, pair))
+    if kind is Kind.CROSSCHECK:
+        weights_file, yaml_file = (path / name for name in CROSSCHECK_FILES)
         path, config = weights_file, config or yaml_file
     state = read_checkpoint(path)
-    settings = None if config is None else config_from_release_yaml(config)
+    options: dict[str, Any] = {
+        "config": None if config is None else config_from_release_yaml(config),
+        "head_dim": head_dim,
+        "ema": ema,
+    }
     if state.has(CONTROL_PREFIX):
-        return release.read_release(state, config=settings, head_dim=head_dim, rrdb=pair)
+        return release.read_release(state, rrdb=pair, **options)
     if state.has(UNET_PREFIX):
-        pair = _need_rrdb(path, pair)
-        return release.read_sd(state, pair, config=settings, head_dim=head_dim)
+        return release.read_sd(state, _need_rrdb(path, pair), **options)
     if any("conv_first." in name or ".RDB1." in name for name in state.tensors):
         raise UserError(
             f"{path}: an RRDBNet alone; join it to SD 2.1 with --rrdb, or restore with "
@@ -121,6 +124,22 @@ def _read(
         f"{path}: neither a DoSSR nor an SD 2.x checkpoint (its first key is "
         f"{next(iter(state.tensors), 'missing')}); check the path"
     )
+
+
+def _cast(source: Path, name: str, tensor: Lazy, dtype: str) -> Lazy:
+    cast = tensor.astype(dtype)
+
+    def load() -> np.ndarray:
+        with np.errstate(over="ignore"):  # the error says it
+            array = cast.load()
+        if not weights.is_finite(array):
+            raise UserError(
+                f"{source}: {name} has values out of the range of {dtype}; choose bfloat16 or "
+                "float32"
+            )
+        return array
+
+    return dataclasses.replace(cast, load=load)
 
 
 def _need_rrdb(path: Path, rrdb: release.RRDB | None) -> release.RRDB:
@@ -149,7 +168,7 @@ def _check_target(path: Path, to: str, overwrite: bool) -> None:
     if (
         path.is_dir()
         and any(path.iterdir())
-        and not (weights.is_model(path) or (path / "unet" / "config.json").is_file())
+        and not (weights.is_own_folder(path) or (path / "unet" / "config.json").is_file())
     ):
         raise UserError(
             f"{path}: a folder with something else in it, which is not replaced; "

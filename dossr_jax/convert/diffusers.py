@@ -18,17 +18,12 @@ from dossr_jax.convert.release import RRDB, Model, check_release_shape, join
 from dossr_jax.convert.state import State, to_ours, to_torch
 from dossr_jax.convert.tables import text_table, unet_table, vae_table
 from dossr_jax.errors import UserError
-from dossr_jax.weights import Lazy, read_safetensors, write_safetensors
+from dossr_jax.weights import Lazy, read_tensors, write_safetensors
 
 # Names in the attention of autoencoders that were saved before diffusers 0.12.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model"
-
-
-def is_diffusers(path: Path) -> bool:
-    """Tell whether a folder looks like a diffusers model."""
-    return (path / "unet").is_dir()
 
 
 def read_diffusers(path: Path, rrdb: RRDB) -> Model:
@@ -80,20 +75,10 @@ def _read_part(folder: Path, stem: str) -> State:
     """Read all tensors of a sub-folder: one file, its half-precision variant, or shards."""
     index = folder / f"{stem}.safetensors.index.json"
     whole = [folder / f"{stem}{variant}.safetensors" for variant in ("", ".fp16", ".bf16")]
-    if index.is_file():
-        shards = read_settings(index).at("weight_map").tree
-        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
-    else:
-        files = [file for file in whole if file.is_file()][:1]
-    if not files:
+    file = next((file for file in (index, *whole) if file.is_file()), None)
+    if file is None:
         raise UserError(f"{folder}: holds no {stem}.safetensors; save the model with safe tensors")
-    tensors: dict[str, Lazy] = {}
-    doubled: list[str] = []
-    for file in files:
-        found, _ = read_safetensors(file)
-        doubled += [f"{name} (again in {file.name})" for name in found if name in tensors]
-        tensors |= found
-    return State(str(folder), tensors, doubled)
+    return State(str(folder), read_tensors(file)[0])
 
 
 def _new_attention(name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_dtypes
 import numpy as np
 import yaml
 
@@ -199,21 +200,28 @@ def infer_text(state: State) -> TextConfig:
 def infer_process(buffers: State, default: ProcessConfig) -> ProcessConfig:
     """Read the process off a checkpoint's schedule buffers; `default` where they are absent.
 
+    How close a buffer must come to what it should be follows from the dtype it is stored in.
+
     Raises:
       UserError: a shifting sequence that is none of the known ones.
     """
     values: dict[str, Any] = {}
     if "betas" in buffers.tensors:
         betas = buffers.tensors["betas"].load()
+        kind = ml_dtypes.finfo(betas.dtype)
+        digits = min(kind.precision, 6)
         values["timesteps"] = len(betas)
-        for name, beta in (("beta_start", betas[0]), ("beta_end", betas[-1])):
-            # Buffers are float32: a configured value that they round from is the exact one.
+        for name, beta in (("beta_start", float(betas[0])), ("beta_end", float(betas[-1]))):
+            # A configured value that the stored one rounds from is the exact one.
             exact = getattr(default, name)
-            values[name] = exact if np.float32(exact) == np.float32(beta) else float(f"{beta:.6g}")
+            same = np.isclose(beta, exact, rtol=float(kind.eps), atol=0)
+            values[name] = exact if same else float(f"{beta:.{digits}g}")
     if "lambdas" in buffers.tensors:
-        eta = buffers.tensors["lambdas"].load().astype(np.float64)
+        stored = buffers.tensors["lambdas"].load()
+        eta = stored.astype(np.float64)
+        within = max(1e-5, float(ml_dtypes.finfo(stored.dtype).eps))
         known = {name: make_eta(name, len(eta))[0] for name in ("trunc_12", "trunc_13", "trunc_23")}
-        fits = [name for name, sequence in known.items() if np.abs(sequence - eta).max() < 1e-5]
+        fits = [name for name, known_eta in known.items() if np.abs(known_eta - eta).max() < within]
         if not fits:
             raise UserError(
                 f"{buffers.source}: its shifting sequence (lambdas) is none of "

@@ -17,7 +17,7 @@ from dossr_jax.config import RRDBConfig
 from dossr_jax.convert.state import State
 from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
-from dossr_jax.weights import lazy
+from dossr_jax.weights import check_content, finite, lazy
 
 _MAGIC = "7767517"
 _TAGS = {0x01306B47: np.dtype("<f2"), 0: np.dtype("<f4")}
@@ -43,7 +43,8 @@ def read_ncnn(path: str | Path) -> State:
     RRDBNet's own order, and the shapes are checked by its table afterwards.
 
     Raises:
-      UserError: a file is missing, truncated, no ncnn model or no RRDBNet.
+      UserError: a file is missing, truncated, no ncnn model or no RRDBNet; a tensor that is not
+        finite is refused when it is read.
     """
     param = Path(path).with_suffix(".param")
     binary = Path(path).with_suffix(".bin")
@@ -56,6 +57,8 @@ def read_ncnn(path: str | Path) -> State:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{param}: cannot be read ({error}); check the file") from error
+    for file in (param, binary):
+        check_content(file)
     convolutions = _parse_param(param, text)
     names = _layer_names(param, convolutions)
     tensors = {}
@@ -77,9 +80,9 @@ def read_ncnn(path: str | Path) -> State:
                 f"{param}: {name} has {conv.elements} weights, not a multiple of its "
                 f"{conv.out_channels} kernels; copy or install it again"
             ) from error
-        tensors[f"{name}.weight"] = lazy(kernel)
         bias, offset = _take(binary, data, offset, conv.out_channels, np.dtype("<f4"))
-        tensors[f"{name}.bias"] = lazy(bias)
+        for kind, array in (("weight", kernel), ("bias", bias)):
+            tensors[f"{name}.{kind}"] = finite(lazy(array), binary, f"{name}.{kind}")
     if offset != len(data):
         raise UserError(
             f"{binary}: {len(data) - offset} bytes are left over after the last layer "

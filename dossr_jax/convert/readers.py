@@ -1,4 +1,4 @@
-"""Checkpoint files as :class:`State`: .safetensors and PyTorch pickles, tensor by tensor."""
+"""Checkpoints as :class:`State`: .safetensors, their shards and PyTorch pickles, by tensor."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ import numpy as np
 from dossr_jax import weights
 from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
-from dossr_jax.weights import Lazy
+from dossr_jax.weights import Kind, Lazy
 
-TORCH_SUFFIXES = (".ckpt", ".pth", ".pt")
 # What training scripts wrap the weights in; EMA weights come first.
 _WRAPPERS = ("state_dict", "params_ema", "params", "model")
+# What DataParallel and torch.compile put into names, in front of the module that they wrap.
+_WRAPPING_MODULES = ("module", "_orig_mod")
 # Lightning names callback classes in its checkpoints. They carry no weights, so an empty class
 # stands in for them and nothing of Lightning is imported.
 _INERT = ("pytorch_lightning.", "lightning.")
@@ -54,22 +55,28 @@ def find_in_wheel(package: str, file: str, sha256: str, *, name: str, requiremen
 
 
 def read_checkpoint(path: str | Path) -> State:
-    """Read the tensors of a checkpoint file, unwrapped, without "module." in front.
+    """Read the tensors of a checkpoint, unwrapped, under the names of the modules alone.
+
+    Args:
+      path: a .safetensors file, an index of shards or their folder, or a file of PyTorch's.
 
     Raises:
-      UserError: no such file, truncated, not a checkpoint, or a pickle that holds code.
+      UserError: no such file, truncated, not a checkpoint, or a pickle that holds code; a tensor
+        that is not finite is refused when it is read.
     """
     path = Path(path)
-    if path.suffix.lower() in TORCH_SUFFIXES:
+    kind = weights.kind_of(path)
+    if kind is Kind.TORCH:
         state = _read_torch(path)
-    elif path.suffix.lower() == ".safetensors":
-        state = State(str(path), weights.read_safetensors(path)[0])
+    elif kind in (Kind.SAFETENSORS, Kind.SHARDS):
+        state = State(str(path), weights.read_tensors(path)[0])
     else:
-        raise UserError(
-            f"{path}: not a checkpoint by its name; its suffix should be .safetensors, "
-            f"{', '.join(TORCH_SUFFIXES)}"
-        )
-    return state.rename(lambda name: name.removeprefix("module."))
+        raise UserError(f"{path}: {kind.value}, which cannot be read here; give a checkpoint file")
+    return state.rename(_plain_name)
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPING_MODULES)
 
 
 def _read_torch(path: Path) -> State:
@@ -80,8 +87,6 @@ def _read_torch(path: Path) -> State:
             f"{path}: reading PyTorch's pickles needs PyTorch; install the extra: "
             "pip install 'dossr-jax[torch]', or save it as .safetensors"
         ) from error
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
     tree = _load_pickle(torch, path)
     for wrapper in _WRAPPERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
@@ -101,15 +106,19 @@ def _read_torch(path: Path) -> State:
 
 
 def _load_pickle(torch: Any, path: Path) -> Any:
-    def load(**options: Any) -> Any:
+    def load(file: Any, **options: Any) -> Any:
         stand_ins = torch.serialization.safe_globals(_stand_ins(torch, path))
         with stand_ins, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of another protocol, which load well
-            return torch.load(path, map_location="cpu", weights_only=True, **options)
+            return torch.load(file, map_location="cpu", weights_only=True, **options)
 
     try:
-        # Files older than PyTorch 1.6 are not zip archives and cannot be mapped.
-        return load(mmap=True) if zipfile.is_zipfile(path) else load()
+        # Files older than PyTorch 1.6 are not zip archives and cannot be mapped. What is called
+        # .safetensors PyTorch would read as that, but for an open file, which cannot be mapped.
+        if zipfile.is_zipfile(path) and path.suffix.lower() != ".safetensors":
+            return load(path, mmap=True)
+        with open(path, "rb") as file:
+            return load(file)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: {_pickle_reason(str(error))}; save its state_dict as "
@@ -159,7 +168,7 @@ def _from_torch(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
         _page_out(tensor)
         return array
 
-    return Lazy(tuple(tensor.shape), dtype, load)
+    return weights.finite(Lazy(tuple(tensor.shape), dtype, load), path, name)
 
 
 # <sys/mman.h>; Python's mmap module does not name it. It takes pages of a file out of memory and

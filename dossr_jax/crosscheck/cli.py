@@ -12,11 +12,13 @@ from pathlib import Path
 
 import jax
 
+from dossr_jax import files
+from dossr_jax.commands import command_line
 from dossr_jax.crosscheck import host, report
 from dossr_jax.crosscheck.entries import HOST, TWIN, Entry, find_entries
 from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder, open_folder
 from dossr_jax.crosscheck.networks import Runner
-from dossr_jax.errors import UserError, command_line
+from dossr_jax.errors import UserError
 
 DTYPES = ("float64", "float32")
 _TITLES = {
@@ -135,7 +137,4 @@ def _write_json(path: Path, folder: Folder, rows: Sequence[report.Row]) -> None:
         "passed": all(row.passed for row in rows),
         "rows": report.as_json(rows),
     }
-    try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another") from error
+    files.write_file(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -21,7 +21,7 @@ from dossr_jax.crosscheck.entries import Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, Folder, build_model
 from dossr_jax.crosscheck.replay import SamplerRun, StoredImage, arguments, run_of
 from dossr_jax.diffusion import process, schedule, solver
-from dossr_jax.image import color_fix, pixels_to_uint8
+from dossr_jax.image import color_fix, pixels_to_levels
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.unet import encoder_channels, timestep_embedding
 from dossr_jax.restore import Layout
@@ -280,7 +280,7 @@ class Runner:
         for entry in entries:
             run = run_of(entry.match)._replace(source="own")
             image = self._image_of(run, entry.match["fix"])[0]
-            results[entry.name] = np.asarray(pixels_to_uint8(image, truncate=True))
+            results[entry.name] = np.asarray(pixels_to_levels(image, truncate=True))
         return results
 
     def _restored(self, entries: list[Entry]) -> Results:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dossr_jax import files
 from dossr_jax.data.sources import FEATURES_FILE, INFO_FILE, SPLITS, UNFINISHED, Split, listed
 from dossr_jax.errors import UserError
 
@@ -63,6 +64,7 @@ def build(
     Raises:
       UserError: `out` belongs to something else or cannot be written, or nothing is for training.
     """
+    files.check_folder(out)
     plan = json.loads(json.dumps(plan))  # lists for tuples, as in the files it is compared with
     work = out / UNFINISHED
     try:

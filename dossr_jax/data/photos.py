@@ -14,12 +14,14 @@ import hashlib
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dossr_jax.errors import UserError, command_line
+from dossr_jax import files
+from dossr_jax.commands import command_line
+from dossr_jax.errors import UserError
+from dossr_jax.temporary import temporary
 
 
 class Package(NamedTuple):
@@ -91,22 +93,24 @@ def fetch(out: Path) -> int:
     """Fetch all packages into `out`; returns the number of photos.
 
     Raises:
-      UserError: a package cannot be had or no longer holds what is listed here.
+      UserError: a package cannot be had or no longer holds what is listed here, or `out` cannot be
+        written.
     """
+    files.check_folder(out)
     rows = []
     (out / "licences").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
+    with temporary(out / "work", folder=True) as work:
         _run(["apt-get", "download", "-q=2", *PACKAGES], work)
         for name, package in PACKAGES.items():
-            archive = next(Path(work).glob(f"{name}_*.deb"))
-            root = Path(work, name)  # made by dpkg-deb
+            archive = next(work.glob(f"{name}_*.deb"))
+            root = work / name  # made by dpkg-deb
             _run(["dpkg-deb", "-x", str(archive), str(root)], work)
             (out / package.group).mkdir(exist_ok=True)
             for pattern in package.patterns:
-                files = sorted(p for p in root.glob(pattern) if not p.is_symlink())
-                if not files:
+                photos = sorted(p for p in root.glob(pattern) if not p.is_symlink())
+                if not photos:
                     raise UserError(f"{name}: holds no {pattern}; use the package of Debian 12")
-                for path in files:
+                for path in photos:
                     for file, data in photos_in(path, package):
                         (out / package.group / file).write_bytes(data)
                         rows.append((package.group, file, hashlib.sha256(data).hexdigest()))
@@ -118,7 +122,7 @@ def fetch(out: Path) -> int:
     return len(rows)
 
 
-def _run(command: list[str], folder: str) -> None:
+def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:

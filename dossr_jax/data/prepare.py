@@ -27,17 +27,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dossr_jax.commands import command_line
 from dossr_jax.data import dataset, worker
 from dossr_jax.data.dataset import MAX_SHARDS, Shard
 from dossr_jax.data.sources import (
-    INFO_FILE,
     SPLITS,
     UNFINISHED,
     Images,
+    is_prepared,
     list_images,
 )
 from dossr_jax.data.tiles import Options, make_examples
-from dossr_jax.errors import UserError, command_line, require_extra
+from dossr_jax.errors import UserError, require_extra
 
 _SHARD_PHOTOS = 32  # work that an interruption may cost a worker
 
@@ -46,10 +47,10 @@ def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[
     """Build the data set `out`, or what is still missing of it; returns its report.
 
     Raises:
-      UserError: no photos, none that yields a tile for training, `out` belongs to something
-        else, or it cannot be written.
+      UserError: no photos, too few for both splits, none that yields a tile for training, `out`
+        belongs to something else, or it cannot be written.
     """
-    images = list_images(photos)
+    images = _list_photos(photos, options)
 
     def write_missing(shards: Sequence[Shard], missing: Sequence[Shard]) -> None:
         _write_shards(shards, missing, out, options, workers)
@@ -59,6 +60,13 @@ def prepare(photos: Path, out: Path, options: Options, *, workers: int) -> dict[
     return dataset.build(
         out, plan, lambda: list(_make_shards(images, options)), write_missing, features
     )
+
+
+def _list_photos(folder: Path, options: Options) -> Images:
+    """The photos of a folder; UserError where they cannot be split, before anything is written."""
+    images = list_images(folder)
+    images.of_split("train", options.hold_out)
+    return images
 
 
 def _plan(images: Images, options: Options) -> dict[str, Any]:
@@ -116,10 +124,10 @@ def _prepare_pairs(
     """A data set of pairs, of tiles or of photos, which are cut into tiles first."""
     from dossr_jax.data import pairs  # here: cutting tiles needs no JAX
 
-    if (source / INFO_FILE).exists():
+    if is_prepared(source):
         origin, get_tiles = pairs.describe(source), lambda: source
     else:
-        origin = _plan(list_images(source), options)
+        origin = _plan(_list_photos(source, options), options)
 
         def get_tiles() -> Path:
             tiles = out / UNFINISHED / "tiles"
@@ -160,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--halve", nargs="*", metavar="PATTERN", help="halve photos with such names"
         ),
         tiling.add_argument(
-            "--hold-out", type=int, metavar="N", help="one photo in N is for validation"
+            "--hold-out", type=int, metavar="N", help="one photo in N is for validation; 0: none"
         ),
         tiling.add_argument("--seed", type=int, help="of the order of photos"),
     ]
@@ -194,9 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--{next(iter(for_pairs)).replace('_', '-')}: only with --degrade")
     require_extra("train", "array_record", "google.protobuf")
     source, out, workers = args["photos"], args["out"], max(1, args["workers"])
-    if (source / INFO_FILE).exists() and for_tiles:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in for_tiles)
-        raise UserError(f"{source}: already cut into tiles; leave {names} out, or give photos")
+    if is_prepared(source):
+        if not pairs:
+            raise UserError(f"{source}: already cut into tiles; add --degrade, or give photos")
+        if for_tiles:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in for_tiles)
+            raise UserError(f"{source}: already cut into tiles; leave {names} out, or give photos")
     if pairs:
         report = _prepare_pairs(source, out, Options(**for_tiles), for_pairs, workers)
     else:

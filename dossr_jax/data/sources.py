@@ -76,34 +76,56 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def split_of(name: str, hold_out: int) -> Split:
-    """The split of a photo, by a hash of its file name: stable under added and moved photos.
+def held_out(names: Sequence[str], hold_out: int) -> set[str]:
+    """The photos that are for validation: the share 1 / `hold_out` that ranks first by a hash.
 
-    One photo in `hold_out` is for validation, none where that is 0.
+    The hash is of the file name alone, so the result does not depend on the order of `names`,
+    which are paths, and every photo that is added moves at most one other. At `hold_out` 0 none
+    is for validation, at 1 all are; above, at least one of several photos is, and one is not.
     """
-    digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
-    return SPLITS[hold_out > 0 and int.from_bytes(digest[:4], "big") % hold_out == 0]
+    if hold_out < 2:
+        return set(names) if hold_out else set()
+
+    def rank(name: str) -> tuple[int, bytes, str]:
+        digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
+        # Data sets of earlier versions hold out the remainder 0: those photos come first.
+        return int.from_bytes(digest[:4], "big") % hold_out, digest, name
+
+    count = min(max(1, round(len(names) / hold_out)), len(names) - 1)
+    return set(sorted(names, key=rank)[:count])
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `path` is a prepared data set, and not a folder of images.
+
+    Raises:
+      UserError: it is a data set that is not finished.
+    """
+    # os.path: what may not be read is reported when its images are listed.
+    if os.path.exists(path / INFO_FILE):
+        return True
+    if os.path.exists(path / UNFINISHED):
+        raise UserError(f"{path}: not finished; run python -m dossr_jax.data.prepare on it again")
+    return False
 
 
 def open_source(path: Path, *, split: Split, hold_out: int) -> Source:
     """The images of `path` that belong to `split`.
 
-    A folder with a dataset_info.json is a prepared data set with its own splits; elsewhere one
-    image in `hold_out` is for validation.
+    A prepared data set has its own splits; elsewhere one image in `hold_out` is for validation
+    (see :func:`held_out`).
 
     Raises:
       UserError: there is nothing there, or nothing of that split, or it is damaged.
     """
-    if (path / INFO_FILE).exists():
+    if is_prepared(path):
         return Prepared(path, split)
-    if (path / UNFINISHED).exists():
-        raise UserError(f"{path}: not finished; run python -m dossr_jax.data.prepare on it again")
     images = list_images(path)
     chosen = images.of_split(split, hold_out)
     if not chosen.entries:
         raise UserError(
             f"{path}: none of its {len(images)} images is for {split} at hold_out {hold_out}; "
-            "add images or change hold_out"
+            "change hold_out"
         )
     return chosen
 
@@ -144,8 +166,19 @@ class Images:
         return digest.hexdigest()[:16]
 
     def of_split(self, split: Split, hold_out: int) -> Images:
-        """The images of a split, by `split_of`."""
-        return Images(self.path, [e for e in self.entries if split_of(e[0], hold_out) == split])
+        """The images of a split, by :func:`held_out`.
+
+        Raises:
+          UserError: there is one image, which cannot be in both splits.
+        """
+        if len(self) < 2 <= hold_out:
+            raise UserError(
+                f"{self.path}: holds one image, but training and validation need one each; add "
+                "images"
+            )
+        chosen = held_out(self.names, hold_out)
+        validates = split == "validation"
+        return Images(self.path, [e for e in self.entries if (e[0] in chosen) == validates])
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -31,7 +31,8 @@ class Options:
 
     Photos of `halve_above` megapixels and more (0: none) and those whose file name matches a
     pattern of `halve` are halved first, as their finest detail is rarely real; pairs never are.
-    Photos with a side below a quarter of `tile` are left out.
+    Photos with a side below a quarter of `tile` are left out. One photo in `hold_out` is for
+    validation, none where that is 0.
     """
 
     tile: int = 1024
@@ -43,6 +44,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.tile < 4 * SCALE or self.tile % SCALE:
             raise UserError(f"--tile {self.tile}: not a multiple of {SCALE} from {4 * SCALE} up")
+        if self.hold_out < 0 or self.hold_out == 1:
+            raise UserError(
+                f"--hold-out {self.hold_out}: not 0, which holds out none, and not from 2 up"
+            )
 
 
 def make_examples(photos: Images, options: Options, tally: Tally) -> Iterator[bytes]:

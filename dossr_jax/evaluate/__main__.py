@@ -15,9 +15,10 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from dossr_jax import image_io, options
+from dossr_jax import files, options
+from dossr_jax.commands import command_line
 from dossr_jax.data.degradation import PRESETS
-from dossr_jax.errors import BAD_INPUT, UserError, command_line
+from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.evaluate import candidates, report
 from dossr_jax.evaluate.evaluation import Evaluation
 from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
@@ -156,7 +157,7 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
     _check(args)
     metrics = _metrics(args)
     if args.output is not None:
-        image_io.check_folder(args.output)
+        files.check_folder(args.output)
     images = ImageSet(args.lr, args.hr, preset=args.preset, seed=args.degradation_seed)
     folders = [Folder.open(path).paired_with(images.hr) for path in args.restored]
     found = _candidates(args)
@@ -210,8 +211,8 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
             "notes": notes,
         }
         paths = args.output / "evaluation.json", args.output / "evaluation.csv"
-        image_io.write_file(paths[0], report.as_json(results, conventions, about).encode())
-        image_io.write_file(paths[1], report.as_csv(results, metrics).encode())
+        files.write_file(paths[0], report.as_json(results, conventions, about).encode())
+        files.write_file(paths[1], report.as_csv(results, metrics).encode())
         print(f"written: {paths[0]}, {paths[1]}")
     if problems or evaluation.failures:
         count = len(problems) + len(evaluation.failures)

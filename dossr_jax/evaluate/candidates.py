@@ -14,7 +14,7 @@ from flax import nnx
 
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import bicubic
-from dossr_jax.image import pad_to, pixels_to_uint8
+from dossr_jax.image import pad_to, pixels_to_levels
 from dossr_jax.pipeline import Settings, Upscaler
 from dossr_jax.pipeline.buckets import round_up
 
@@ -166,4 +166,4 @@ def _round_trip(graphdef: nnx.GraphDef, state: nnx.State, image: jax.Array) -> j
     """Encode images uint8 (b, h, w, 3) by the posterior's mode and decode them."""
     model = nnx.merge(graphdef, state)
     moments, _ = model.encode(image.astype(jnp.float32) / 255)
-    return pixels_to_uint8(model.decode(model.latents(moments.astype(jnp.float32))))
+    return pixels_to_levels(model.decode(model.latents(moments.astype(jnp.float32))))

@@ -101,7 +101,7 @@ class Buckets:
         return self.unit // UPSCALE
 
     def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], devices: int) -> Batch:
-        """Images uint8 (h, w, 3) of one class, no more than its capacity, on their canvases."""
+        """Images (h, w, 3) of one class and dtype, at most its capacity, on their canvases."""
         # Batches come in powers of two, so that few sizes are compiled.
         places = 1 << (len(images) - 1).bit_length()
         if not canvas.tiled:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from dossr_jax import image_io, prompts, weights
 from dossr_jax.config import MAX_STEPS, DoSSRConfig, RRDBConfig
@@ -27,6 +26,8 @@ from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
+from dossr_jax.pipeline.photos import restore_photos
+from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
 from dossr_jax.pipeline.settings import (
     Settings,
     make_settings,
@@ -42,7 +43,6 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _MAX_PIXELS = 2**29
 
 Name = TypeVar("Name")
-ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Restored:
     """One result.
 
     Attributes:
-      image: uint8 (round(scale h), round(scale w), 3).
-      pre_restored, decoded: the stages at four times the input, uint8 (4h, 4w, 3).
+      image: (round(scale h), round(scale w), 3), of the input's dtype.
+      pre_restored, decoded: the stages at four times the input, (4h, 4w, 3).
       seconds: its share of the wall time of its batch, including compilation.
     """
 
@@ -63,7 +63,7 @@ class Restored:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """An image to restore, uint8 (h, w, 3)."""
+    """An image to restore, uint8 or uint16 (h, w, 3)."""
 
     id: Any
     image: np.ndarray
@@ -209,29 +209,31 @@ class Upscaler:
 
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
-    ) -> np.ndarray | list[np.ndarray]:
+    ) -> Result | list[Result]:
         """Restore one image or several.
 
         Args:
-          images: file names, PIL images, or arrays (h, w, 3), uint8 or float in [0, 1]; any size
-            from 1x1 up.
+          images: file names, open files, bytes of files, PIL images, or arrays (h, w) or
+            (h, w, 1 to 4) of uint8, uint16 or floats in [0, 1]; any size from 1x1 up.
           **settings: see :meth:`settings`.
 
         Returns:
-          uint8 arrays (round(scale h), round(scale w), 3) in the order of the input, or one
-          array for one image.
+          One image for one, else a list in the order of the input. Arrays and PIL images come back
+          as such, with their dtype, channels and PIL mode; files as arrays in sRGB, see
+          :func:`dossr_jax.pipeline.pictures.as_array`. Sides are round(scale * side).
 
         Raises:
           UserError: an unreadable image or an impossible setting.
         """
-        single = isinstance(images, ImageLike)
-        arrays = [as_array(image) for image in ([images] if single else images)]
+        single = is_single(images)
+        given: list[Any] = [images] if single else list(images)  # pyright: ignore[reportArgumentType]
+        photos, finish = zip(*map(as_photo, given), strict=True) if given else ((), ())
         results = {}
-        for index, result in self.stream(enumerate(arrays), self.settings(**settings)):
+        for index, result in restore_photos(self, enumerate(photos), self.settings(**settings)):
             if isinstance(result, UserError):
                 raise result
-            results[index] = result.image
-        ordered = [results[index] for index in range(len(arrays))]
+            results[index] = finish[index](result.photo)
+        ordered = [results[index] for index in range(len(given))]
         return ordered[0] if single else ordered
 
     def stream(
@@ -240,8 +242,8 @@ class Upscaler:
         """Restore images as they come, batching those that fit one program.
 
         Args:
-          images: pairs (anything that names the image, uint8 array (h, w, 3)). Read only as far
-            as needed; at most batch_size of them wait for each bucket.
+          images: pairs (anything that names the image, uint8 or uint16 array (h, w, 3)). Read only
+            as far as needed; at most batch_size of them wait for each bucket.
 
         Yields:
           (name, result, or what prevented it), not necessarily in the order of the input: an
@@ -251,7 +253,7 @@ class Upscaler:
           UserError: settings that this model or these images cannot have.
         """
         controls, table = self._controls(settings), self._table(settings)
-        waiting: dict[Canvas, list[_Job]] = {}
+        waiting: dict[tuple[Canvas, np.dtype], list[_Job]] = {}
         for index, (name, image) in enumerate(images):
             job = _Job(name, image, settings.seed_of(index))
             problem = job.problem(settings.scale)
@@ -259,11 +261,12 @@ class Upscaler:
                 yield name, problem
                 continue
             canvas = self._buckets.canvas(*image.shape[:2])
-            jobs = waiting.setdefault(canvas, [])
+            jobs = waiting.setdefault((canvas, image.dtype), [])
             jobs.append(job)
             if len(jobs) == self._buckets.capacity(canvas, settings.batch_size):
-                yield from self._run(canvas, waiting.pop(canvas), settings, controls, table)
-        for canvas, jobs in waiting.items():
+                del waiting[canvas, image.dtype]
+                yield from self._run(canvas, jobs, settings, controls, table)
+        for (canvas, _), jobs in waiting.items():
             yield from self._run(canvas, jobs, settings, controls, table)
 
     def _run(
@@ -287,8 +290,8 @@ class Upscaler:
         settings: Settings,
         controls: Controls | None,
         table: SolverTable | None,
-    ) -> list[tuple[Any, Restored]]:
-        """Restore a batch: images of one class, no more than its capacity."""
+    ) -> list[tuple[Any, Restored | UserError]]:
+        """Restore a batch: images of one class and dtype, no more than its capacity."""
         begin = time.perf_counter()
         batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
         seeds = [job.seed for job in jobs] + [0] * (len(batch.lr) - len(jobs))
@@ -311,10 +314,16 @@ class Upscaler:
         restored = restore(
             self._graphdef, layout, self._state, lr, size, tiles, count, noise, table, controls
         )
-        images = [np.asarray(image) for image in restored]
+        remedy = "use --dtype float32, or another model"
+        *images, finite = (np.asarray(array) for array in restored)
         seconds = (time.perf_counter() - begin) / len(jobs)
         return [
-            (job.id, job.finish([image[i] for image in images], settings.scale, seconds))
+            (
+                job.id,
+                job.finish([image[i] for image in images], settings.scale, seconds)
+                if finite[i]
+                else UserError(f"{job.sides} pixels: the networks gave NaN or infinity; {remedy}"),
+            )
             for i, job in enumerate(jobs)
         ]
 
@@ -347,28 +356,6 @@ class Upscaler:
             embedded = prompts.embed(self._text, [prompt], tokenizer_dir=self._tokenizer_dir)
             self._contexts[prompt] = embedded[0]
         return self._contexts[prompt]
-
-
-def as_array(image: ImageLike) -> np.ndarray:
-    """An image in any accepted form as uint8 (h, w, 3).
-
-    Raises:
-      UserError: unreadable file, or an array of another shape or dtype.
-    """
-    if isinstance(image, str | Path):
-        return image_io.read_image(image)
-    if isinstance(image, Image.Image):
-        return image_io.to_array(image)
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"array of shape {image.shape} is no image; give (h, w, 3)")
-    if image.dtype == np.uint8:
-        return image
-    if jnp.issubdtype(image.dtype, jnp.floating):
-        levels = np.clip(image.astype(np.float32), 0, 1) * 255
-        if np.isfinite(levels).all():
-            return np.round(levels).astype(np.uint8)
-    raise UserError(f"image of {image.dtype}; give uint8, or finite floats in [0, 1]")
 
 
 def _locate(name_or_path: str | Path) -> Path:

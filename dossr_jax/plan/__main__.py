@@ -19,8 +19,9 @@ from typing import Any
 
 import jax
 
+from dossr_jax import files
+from dossr_jax.commands import command_line
 from dossr_jax.config import TrainConfig
-from dossr_jax.errors import UserError, command_line
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
 from dossr_jax.plan.chips import Slice, open_slice
@@ -146,14 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); choose another place"
-        ) from error
+    files.write_file(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dossr_jax.config import TrainConfig, with_changes
-from dossr_jax.errors import UserError, command_line, require_extra
+from dossr_jax import files
+from dossr_jax.commands import command_line
+from dossr_jax.config import DataConfig, TrainConfig, with_changes
+from dossr_jax.errors import UserError, require_extra
 
 _EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX")
 _EXAMPLES = """\
@@ -136,14 +140,14 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
     from dossr_jax.training.stages import Stage
     from dossr_jax.training.state import trained_model
 
-    for path in filter(None, (args.export, args.export_torch)):
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent}: no such folder; make it first")
+    _check_places(args)
     if args.export_torch:
         check_release_shape(config.model)
-    trained = train(
-        config, data=args.data, output=args.output, init=args.init, validation=args.validation
-    )
+    with _all_or_nothing(args.output):
+        _check_images(args.data, config.data)
+        trained = train(
+            config, data=args.data, output=args.output, init=args.init, validation=args.validation
+        )
     if not trained.complete:
         return
     config, _, state = trained.run
@@ -165,3 +169,76 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
         print(f"wrote {path}")
     if args.export_torch:
         convert(targets[0][0], args.export_torch, to="release", overwrite=True)
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse, before anything is read, places that cannot be written or are not to be.
+
+    Raises:
+      UserError: naming the place.
+    """
+    from dossr_jax.data.sources import is_prepared
+
+    files.check_folder(args.output)
+    for option, folder in (("--data", args.data), ("--validation", args.validation)):
+        if folder is None or is_prepared(folder):
+            continue
+        if args.output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{args.output}: lies in {folder}, whose images are {option}, and the run's "
+                "pictures would count among them; choose another --output"
+            )
+    for path in filter(None, (args.export, args.export_torch)):
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder; make it first")
+        if path.is_dir():
+            raise UserError(f"{path}: a folder; name a file to write the model to")
+        files.check_folder(path.parent)
+    if args.export_torch and args.export_torch.suffix != ".safetensors":
+        raise UserError(
+            f"{args.export_torch}: not the name of a .safetensors file; call it "
+            f"{args.export_torch.name}.safetensors"
+        )
+
+
+def _check_images(data: Path, config: DataConfig) -> None:
+    """Refuse data of which no image can be used: found later, it would leave a checkpoint behind.
+
+    Raises:
+      UserError: with the reason.
+    """
+    from dossr_jax.data.sources import open_source
+    from dossr_jax.training.validation import fixed_batch
+
+    fixed_batch(open_source(data, split="train", hold_out=config.hold_out), config, 1)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(output: Path) -> Iterator[None]:
+    """Remove what a run has added to `output` if it fails before its first checkpoint is complete.
+
+    What was there before stays, and so does a run that can be resumed.
+    """
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    before = set() if missing else set(output.iterdir())
+    try:
+        yield
+    except BaseException:
+        _remove_strays(output, before, missing)
+        raise
+
+
+def _remove_strays(output: Path, before: Collection[Path], missing: Sequence[Path]) -> None:
+    import jax
+
+    begun = any(path.name.isdigit() for path in output.glob("checkpoints/*"))
+    if begun or not output.exists() or jax.process_index():
+        return
+    for path in set(output.iterdir()) - set(before):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another run has begun in one of them
+        for folder in missing:
+            folder.rmdir()

@@ -29,7 +29,7 @@ def describe_training(init: Path | None, run: Path, *, config: str, steps: int) 
 def _earlier(init: Path | None) -> list[dict[str, Any]]:
     if init is None or not init.is_file() or not weights.is_model(init):
         return []
-    return json.loads(weights.read_safetensors(init)[1].get(NOTE, "[]"))
+    return json.loads(weights.read_tensors(init)[1].get(NOTE, "[]"))
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:

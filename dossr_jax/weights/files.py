@@ -12,9 +12,11 @@ import numpy as np
 from dossr_jax.config import ConfigError, DoSSRConfig, from_json, to_json
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.weights.orbax import CONFIG_FILE, read_orbax
+from dossr_jax.weights.kinds import Kind, kind_of
+from dossr_jax.weights.orbax import read_orbax
 from dossr_jax.weights.params import abstract_model, fill, names_and_params
-from dossr_jax.weights.safetensors import Lazy, read_safetensors, write_safetensors
+from dossr_jax.weights.safetensors import Lazy, write_safetensors
+from dossr_jax.weights.shards import read_tensors
 
 BUFFER_PREFIX = "buffers."
 _FORMAT = "dossr_jax/1"
@@ -48,29 +50,34 @@ def save_model(
 
 
 def is_model(path: str | Path) -> bool:
-    """Tell whether a path is a model file of ours or an Orbax checkpoint folder of ours.
+    """Tell whether a path is a model of ours: a file, its shards or an Orbax checkpoint folder.
 
     Raises:
-      UserError: a .safetensors file that is missing or damaged.
+      UserError: it is missing, damaged, or no weights at all.
     """
-    path = Path(path)
-    if path.is_dir():
-        return (path / CONFIG_FILE).is_file()
-    if path.suffix.lower() != ".safetensors":
-        return False
-    return read_safetensors(path)[1].get("format") == _FORMAT
+    kind = kind_of(path)
+    if kind is Kind.ORBAX:
+        return True
+    return kind in (Kind.SAFETENSORS, Kind.SHARDS) and _is_ours(read_tensors(path)[1])
 
 
 def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
-    """Read configuration and tensors, `buffers.*` included, of a file or Orbax checkpoint folder.
+    """Read configuration and tensors, `buffers.*` included, of what :func:`is_model` accepts.
 
     Raises:
       UserError: missing, truncated or foreign file.
     """
-    tensors, metadata = read_orbax(path) if Path(path).is_dir() else read_safetensors(path)
-    if metadata.get("format") != _FORMAT:
+    kind = kind_of(path)
+    if kind in (Kind.SAFETENSORS, Kind.SHARDS):
+        tensors, metadata = read_tensors(path)
+    elif kind is Kind.ORBAX:
+        tensors, metadata = read_orbax(path)
+    else:
+        tensors, metadata = {}, {}
+    if not _is_ours(metadata):
         raise UserError(
-            f"{path}: not a dossr_jax model; convert it first: python -m dossr_jax.convert --help"
+            f"{path}: {kind.value}, not a dossr_jax model; convert it first: "
+            "python -m dossr_jax.convert --help"
         )
     try:
         return from_json(DoSSRConfig, metadata["config"]), tensors
@@ -81,17 +88,21 @@ def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
         ) from error
 
 
+def _is_ours(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("format") == _FORMAT
+
+
 def load_model(
     path: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any | None = None
 ) -> DoSSR:
-    """Load a model from a .safetensors file or an Orbax checkpoint folder.
+    """Load a model from a .safetensors file, its shards or an Orbax checkpoint folder.
 
     Args:
       path: what :func:`save_model`, :func:`write_orbax` or dossr_jax.convert wrote.
       dtype: compute dtype. param_dtype: dtype of the parameters, `dtype` if None.
 
     Raises:
-      UserError: missing, truncated, foreign or ill-fitting file.
+      UserError: missing, truncated, foreign or ill-fitting file, or weights that are not finite.
     """
     config, tensors = open_model(path)
     parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}

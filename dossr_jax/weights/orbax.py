@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dossr_jax.errors import UserError
-from dossr_jax.weights.safetensors import Lazy, lazy
+from dossr_jax.temporary import temporary
+from dossr_jax.weights.kinds import CONFIG_FILE
+from dossr_jax.weights.safetensors import Lazy, finite, lazy
 
-CONFIG_FILE = "dossr_jax.json"
 # Bytes of an Orbax checkpoint that are written or read at once; every write of a group rewrites
 # the index of all before it.
 _GROUP_BYTES = 2**26
@@ -53,25 +52,22 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
       UserError: it cannot be written; what was at `path` is still there.
     """
-    work = None
+    folder = path
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        folder = work / path.name
-        folder.mkdir()
-        yield folder
-        if path.exists():
-            os.replace(path, work / "old")
-        os.replace(folder, path)
+        with temporary(path, folder=True) as work:
+            folder = work / path.name
+            folder.mkdir()
+            yield folder
+            if path.exists():
+                os.replace(path, work / "old")
+            os.replace(folder, path)
     except UserError as error:  # about a file that nobody will find
-        raise UserError(str(error).replace(f"{work}{os.sep}{path.name}", str(path))) from error
+        raise UserError(str(error).replace(str(folder), str(path))) from error
     except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"{path}: cannot be written ({reason}); free space or choose another place"
         ) from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def write_orbax(path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> None:
@@ -98,15 +94,14 @@ def write_orbax(path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, 
 def read_orbax(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     """Read a folder that :func:`write_orbax` wrote: its tensors (on the host) and metadata.
 
+    A tensor that is not finite is refused when it is asked for.
+
     Raises:
       UserError: not such a folder, or a damaged one.
     """
     path = Path(path).absolute()
-    header = path / CONFIG_FILE
-    if not header.is_file():
-        raise UserError(f"{path}: no dossr_jax checkpoint (there is no {CONFIG_FILE} in it)")
     try:
-        metadata = json.loads(header.read_text())
+        metadata = json.loads((path / CONFIG_FILE).read_text())
         found = _sizes(path)
         for name, size in metadata["files"].items():
             # Orbax reads truncated files in many threads, each of which prints its own traceback.
@@ -133,7 +128,7 @@ def read_orbax(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
         raise UserError(
             f"{path}: damaged checkpoint ({first}); convert or copy it again"
         ) from error
-    return {name: lazy(array) for name, array in arrays.items()}, metadata
+    return {name: finite(lazy(array), path, name) for name, array in arrays.items()}, metadata
 
 
 def _sizes(folder: Path) -> dict[str, int]:

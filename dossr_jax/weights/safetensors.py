@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from dossr_jax.errors import UserError
+from dossr_jax.temporary import temporary
+from dossr_jax.weights.kinds import MAX_HEADER, check_content
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -28,8 +30,6 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# The limit of the format's own library.
-_MAX_HEADER = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,41 @@ class Lazy:
 def lazy(array: np.ndarray) -> Lazy:
     """Wrap an array that is in memory already."""
     return Lazy(array.shape, array.dtype, lambda: array)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Tell whether an array of any of DTYPES has neither NaN nor infinity in it.
+
+    Read as integers, the bits of positive floats rise with the value, infinity and NaN come last,
+    and the bits of negative ones follow with the sign in front: two maxima decide, without a
+    temporary array.
+    """
+    if array.dtype.kind in "iub":
+        return True
+    infinity, size = np.array(np.inf, array.dtype), array.dtype.itemsize
+    positive, negative = f"i{size}", f"u{size}"
+    return bool(
+        array.view(positive).max(initial=0) < infinity.view(positive)
+        and array.view(negative).max(initial=0) < (-infinity).view(negative)
+    )
+
+
+def finite(tensor: Lazy, source: str | Path, name: str) -> Lazy:
+    """The tensor `name` of the file `source`, refused where it is read and not finite.
+
+    Its `load` raises UserError.
+    """
+
+    def load() -> np.ndarray:
+        array = tensor.load()
+        if not is_finite(array):
+            raise UserError(
+                f"{source}: {name} has NaN or infinity in it; copy or download the file again, or "
+                "take an earlier checkpoint of its training"
+            )
+        return array
+
+    return dataclasses.replace(tensor, load=load)
 
 
 Tensors = Mapping[str, Lazy] | Mapping[str, np.ndarray]
@@ -91,9 +126,8 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary(path) as place, open(place, "r+b") as file:
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             for name, tensor in tensors.items():
@@ -103,31 +137,31 @@ def write_safetensors(
                 file.write(array.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(place, path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     """Read the header of a .safetensors file: its tensors in their stored dtypes, and metadata.
 
     Tensors are read plainly, not by a memory map, whose pages would count as memory in use: a
-    conversion needs as much memory as its largest tensor.
+    conversion needs as much memory as its largest tensor. One that is not finite is refused when it
+    is read.
 
     Raises:
       UserError: no such file, truncated, not a .safetensors file, or an unsupported dtype.
     """
     path = Path(path)
+    check_content(path)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise ValueError("its header does not fit into it")
             header = json.loads(file.read(length))
         metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -140,8 +174,6 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]
             end = stop
         if start + end != size:
             raise ValueError(f"it has {size} bytes where {start + end} should be")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a whole .safetensors file ({error}); copy or download it again"
@@ -174,4 +206,4 @@ def _tensor(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> Lazy
             raise UserError(f"{path}: changed while it was read; try again")
         return array
 
-    return Lazy(shape, dtype, load)
+    return finite(Lazy(shape, dtype, load), path, name)

@@ -64,16 +64,16 @@ def bad_inputs(arrays: Arrays, folder: Path) -> dict[str, tuple[Path, str]]:
         ),
         "no such file": (folder / "nothing.safetensors", "no such file"),
         "no such pickle": (folder / "nothing.ckpt", "no such file"),
-        "other suffix": (folder / "weights.h5", "not a checkpoint by its name"),
+        "other suffix": (folder / "weights.h5", "not a checkpoint by its content or its name"),
         "empty folder": (folder / "empty", "neither a diffusers folder"),
     }
     (folder / "empty").mkdir()
+    (folder / "weights.h5").write_bytes(b"\x89HDF\r\n")
     data = whole.read_bytes()
     for name, content in {
         "truncated": data[: len(data) // 2],
         "truncated header": data[:1000],
         "longer": data + b"\0",
-        "empty": b"",
         "text": b"no weights here\n" * 9,
         "zeros": bytes(1000),
         "list": (2).to_bytes(8, "little") + b"[]",

@@ -3,14 +3,18 @@
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
-from helpers.checkpoints import read_file, run, same, write_file
+from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 from helpers.models import tiny_model
 
 from dossr_jax import weights
+from dossr_jax.config import ProcessConfig
 from dossr_jax.convert import config_from_release_yaml, load_release
+from dossr_jax.convert.infer import infer_process
 from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.convert.release import export_release, read_release
+from dossr_jax.convert.state import State
 from dossr_jax.diffusion.schedule import release_buffers
 
 
@@ -52,6 +56,102 @@ def test_dtype_option_casts_weights_and_not_buffers(arrays, converted, tmp_path)
         kind = array.dtype if name.startswith("buffers.") else ml_dtypes.bfloat16
         assert cast[name].dtype == kind
         assert (cast[name] == array.astype(kind)).all()
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_coarse_schedule_constants_mean_the_exact_ones(
+    arrays, golden_dir, context_file, tmp_path, capsys, kind
+):
+    coarse = {name: a.astype(kind) for name, a in arrays.items()}
+    path = write_file(tmp_path / "coarse.safetensors", coarse)
+    exact = read_release(read_checkpoint(golden_dir / "weights.safetensors"), head_dim=16).config
+    yaml_config = config_from_release_yaml(golden_dir / "config.yaml")
+    for options in ({"head_dim": 16}, {"config": yaml_config}):
+        assert read_release(read_checkpoint(path), **options).config == exact
+    options = ("--head-dim", "16", "--context", context_file)
+    assert run(path, tmp_path / "a.safetensors", *options) == 0
+    warning = f"WARNING: its schedule constants are stored in {np.dtype(kind)} only"
+    assert capsys.readouterr().out.count(warning) == 1
+    assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
+    assert same(read_file(tmp_path / "b.safetensors"), coarse)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_end_points_of_beta_other_than_the_default_are_read_in_their_precision(kind):
+    process = ProcessConfig(beta_start=0.0012, beta_end=0.017)
+    betas = release_buffers(process)["betas"].astype(kind)
+    found = infer_process(State("betas", {"betas": weights.lazy(betas)}), ProcessConfig())
+    assert (found.beta_start, found.beta_end) == (0.0012, 0.017)
+
+
+def test_exact_constants_are_no_reason_to_warn(arrays, context_file, tmp_path, capsys):
+    path = write_file(tmp_path / "golden.safetensors", arrays)
+    options = ("--head-dim", "16", "--context", context_file)
+    assert run(path, tmp_path / "a.safetensors", *options) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("diffusion_model.", "diffusion_model._orig_mod."),
+        lambda name: name.replace("control_model.", "control_model.module."),
+    ],
+)
+def test_names_of_wrapped_modules_are_those_of_the_modules(
+    arrays, context_file, converted, golden_dir, tmp_path, rename
+):
+    path = write_file(tmp_path / "a.safetensors", {rename(n): a for n, a in arrays.items()})
+    options = ("--config", golden_dir / "config.yaml", "--context", context_file)
+    assert run(path, tmp_path / "b.safetensors", *options) == 0
+    assert same(read_file(tmp_path / "b.safetensors"), read_file(converted))
+
+
+UNET = "model.diffusion_model."
+
+
+def ema_name(name: str) -> str:
+    """The name under which LDM keeps EMA weights: a buffer of `model_ema`, without dots."""
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
+
+
+def test_plain_weights_are_taken_and_ema_weights_on_demand(
+    arrays, context_file, converted, golden_dir, tmp_path, capsys
+):
+    # A parameter that was frozen has no EMA weights.
+    frozen = f"{UNET}out.2.bias"
+    learned = {n: a for n, a in arrays.items() if n.startswith(UNET) and n != frozen}
+    ema = {ema_name(name): a + np.ones_like(a) for name, a in learned.items()}
+    state = {"model_ema.decay": np.float32(0.5), "model_ema.num_updates": np.int32(3)}
+    path = write_file(tmp_path / "both.safetensors", {**arrays, **ema, **state})
+    options = ("--config", golden_dir / "config.yaml", "--context", context_file)
+    assert run(path, tmp_path / "plain.safetensors", *options) == 0
+    assert f"{len(ema) + 2} model_ema.* keys left out" in capsys.readouterr().out
+    assert same(read_file(tmp_path / "plain.safetensors"), read_file(converted))
+    assert run(path, tmp_path / "ema.safetensors", *options, "--ema") == 0
+    assert f"{len(ema)} EMA weights (model_ema.*) taken" in capsys.readouterr().out
+    assert run(tmp_path / "ema.safetensors", tmp_path / "back.safetensors", "--to", "release") == 0
+    expected = {**arrays, **{name: ema[ema_name(name)] for name in learned}}
+    assert same(read_file(tmp_path / "back.safetensors"), expected)
+
+
+def test_ema_weights_that_are_absent_or_strange_are_an_error(
+    arrays, context_file, converted, golden_dir, tmp_path, capsys
+):
+    strange = {**arrays, "model_ema.diffusion_modelbias": np.ones(3, np.float32)}
+    write_file(tmp_path / "strange.safetensors", strange)
+    options = ("--head-dim", "16", "--context", context_file)
+    for path, more, says in (
+        (golden_dir / "weights.safetensors", options, "has no EMA weights"),
+        (converted, (), "has one set of weights"),
+        (tmp_path / "strange.safetensors", options, "model_ema.diffusion_modelbias"),
+    ):
+        assert run(path, tmp_path / "a.safetensors", *more, "--ema") == 2
+        assert_one_line(capsys.readouterr().err, says, path.name)
+        assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_configuration_from_keys_equals_the_yaml_files(golden_dir):

@@ -171,7 +171,7 @@ def test_bad_ncnn_models(tmp_path):
         ((text, b"\1" + data[1:]), "unknown kind"),
         ((text[: len(text) // 2], data), "layers"),
         (("7767518\n" + text, data), "not an ncnn model"),
-        (("", data), "not an ncnn model"),
+        (("", data), "an empty file"),
         ((text.replace("9=2", "9=1"), data), "an activation"),
         ((text.replace("2.000000e-01", "1.000000e-01"), data), "not those of an RRDBNet"),
         ((text.replace("Input ", "PReLU "), data), "a PReLU layer"),
@@ -185,6 +185,19 @@ def test_bad_ncnn_models(tmp_path):
     param.with_suffix(".bin").unlink()
     with pytest.raises(UserError, match="no such file"):
         load_rrdb(param)
+
+
+def test_ncnn_models_are_finite_and_no_pointers(tmp_path):
+    source = random_weights()
+    source["body.1.rdb2.conv3.bias"][1] = np.inf
+    with pytest.raises(UserError, match=r"net\.bin: body\.1\.rdb2\.conv3\.bias has NaN"):
+        preprocessor(write_ncnn(tmp_path, source, tag=0))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    for suffix in ("bin", "param"):
+        param = write_ncnn(tmp_path, random_weights(), tag=0)
+        param.with_suffix(f".{suffix}").write_text(pointer)
+        with pytest.raises(UserError, match=rf"net\.{suffix}: a Git LFS pointer"):
+            preprocessor(param)
 
 
 @pytest.mark.parametrize(

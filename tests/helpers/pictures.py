@@ -1,12 +1,11 @@
 """Small photo-like pictures for tests of the data pipeline, and folders of them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dossr_jax.data.sources import split_of
+from dossr_jax.data.sources import held_out
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -28,8 +27,11 @@ def save(path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(path)
 
 
-def names_for(split: str, count: int, hold_out: int = 20) -> list[str]:
-    """File names that belong to a split."""
-    names = (f"photo{i}.png" for i in range(100_000))
-    chosen: Iterable[str] = (name for name in names if split_of(name, hold_out) == split)
-    return [name for name, _ in zip(chosen, range(count), strict=False)]
+def names_for(split: str, count: int) -> list[str]:
+    """File names of which a folder holds out those for validation before those for training.
+
+    A folder of n photos holds out a twentieth of them, rounded, and at least one.
+    """
+    names = [f"photo{i}.png" for i in range(1000)]
+    first = held_out(names, 20)
+    return [name for name in names if (name in first) == (split == "validation")][:count]

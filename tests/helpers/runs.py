@@ -9,8 +9,8 @@ from helpers.pictures import names_for, picture, quarter, save
 
 
 def write_pairs(folder: Path, height: int = 40, width: int = 32) -> Path:
-    """Nine HR images with LR partners to train on, three to validate on: nothing to degrade."""
-    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 3)]):
+    """Nine HR images with LR partners to train on, one to validate on: nothing to degrade."""
+    for i, name in enumerate([*names_for("train", 9), *names_for("validation", 1)]):
         image = picture(height, width, seed=i)
         save(folder / "HR" / name, image)
         save(folder / "LR" / name, quarter(image))

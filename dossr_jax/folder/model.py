@@ -1,0 +1,53 @@
+"""Which model made a result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import resources
+from pathlib import Path
+
+from dossr_jax.convert import find_packaged
+from dossr_jax.convert.rrdb import PACKAGED
+from dossr_jax.errors import UserError
+from dossr_jax.pipeline.upscaler import BUILT_IN
+
+# Up to this size a file is hashed whole.
+_WHOLE = 100 * 10**6
+_HEAD = 2**20
+
+
+def hash_of_model(name_or_path: str) -> str:
+    """SHA-256 that stands for a model: a name of the package's own, a file, or a folder of files.
+
+    Of a file of 100 MB or more, only the first MiB (the header, among others), its size and the
+    time of its last change count.
+
+    Raises:
+      UserError: no such model.
+    """
+    path = _path_of(name_or_path)
+    try:
+        if not path.is_dir():
+            return _hash_of_file(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{f.relative_to(path).as_posix()} {_hash_of_file(f)}" for f in files]
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: no such model ({reason}); see --model in --help") from error
+
+
+def _path_of(name_or_path: str) -> Path:
+    if name_or_path in BUILT_IN:
+        return Path(str(resources.files("dossr_jax") / "assets" / BUILT_IN[name_or_path]))
+    return find_packaged(name_or_path) if name_or_path in PACKAGED else Path(name_or_path)
+
+
+def _hash_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size < _WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        head = file.read(_HEAD)
+    return hashlib.sha256(head + f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()

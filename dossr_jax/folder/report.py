@@ -1,0 +1,142 @@
+"""A page about a folder of results: sizes, times, failures, and details before and after."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dossr_jax import files
+from dossr_jax.errors import UserError
+from dossr_jax.files import Photo
+from dossr_jax.folder.manifest import Manifest, Parameters, Record
+from dossr_jax.folder.planning import Task
+
+# Results that are shown: a page of this many has about 5 MB.
+MOST_PICTURES = 50
+_DETAIL = 480  # pixels of the result
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }}
+.failed {{ color: #b00020; }}
+.pair {{ position: relative; display: inline-block; --x: 50%; max-width: 100%; }}
+.pair img {{ display: block; max-width: 100%; height: auto; }}
+.pair .before {{ position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--x)) 0 0); }}
+.pair input {{ display: block; width: 100%; margin: 0; }}
+figure {{ display: inline-block; margin: 0 1em 1em 0; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{parameters}</p>
+<p>{summary}</p>
+{figures}
+<table>
+<tr><th>input</th><th>result</th><th>size</th><th>seconds</th><th>notes</th></tr>
+{rows}
+</table>
+</body>
+</html>
+"""
+_FIGURE = """\
+<figure><div class="pair">
+<img src="{after}" width="{width}" height="{height}" alt="after">
+<img class="before" src="{before}" width="{width}" height="{height}" alt="before">
+<input type="range" value="50" aria-label="share of the input"
+ oninput="this.parentNode.style.setProperty('--x', this.value + '%')">
+</div><figcaption>{name}</figcaption></figure>"""
+
+
+def write_report(
+    path: Path, tasks: Sequence[Task], manifest: Manifest, parameters: Parameters
+) -> None:
+    """Write the page, one file that needs no other.
+
+    The first results are shown, each a detail of its middle.
+
+    Raises:
+      UserError: what the disk refuses.
+    """
+    rows, figures, restored = [], [], 0
+    for task in tasks:
+        record = manifest.records.get(task.target.as_posix())
+        rows.append(_row(task, record))
+        if task.action != "kept" and record and record.status == "restored":
+            restored += 1
+            if len(figures) < MOST_PICTURES:
+                figures.extend(_figure(task, manifest.folder))
+    summary = f"{restored} of {len(tasks)} restored"
+    if restored > len(figures):
+        summary += f"; details of {len(figures)} of them are shown (left: the input)"
+    page = _PAGE.format(
+        title=_text(f"Restored photos in {manifest.folder}"),
+        parameters=_text(parameters.text()),
+        summary=_text(summary),
+        figures="\n".join(figures),
+        rows="\n".join(rows),
+    )
+    files.write_file(path, page.encode("utf-8", errors="backslashreplace"))
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _row(task: Task, record: Record | None) -> str:
+    failed = record is not None and record.status == "failed"
+    if task.action == "kept" or record is None:
+        cells = ["", "", "", task.reason]
+    elif failed:
+        cells = ["", "", "", *record.notes]
+    else:
+        sides = f"{record.width}x{record.height}"
+        cells = [task.target, sides, f"{record.seconds:.1f}", "; ".join(record.notes)]
+    inner = "".join(f"<td>{_text(cell)}</td>" for cell in [task.input.path, *cells])
+    return f"<tr class={'failed' if failed else 'restored'}>{inner}</tr>"
+
+
+def _figure(task: Task, output: Path) -> list[str]:
+    """A detail of a result and of its input, or nothing where one of them is gone."""
+    try:
+        after, before = files.read_photo(output / task.target), files.read_photo(task.input.path)
+    except UserError:
+        return []
+    width, height = min(_DETAIL, after.width), min(_DETAIL, after.height)
+    return [
+        _FIGURE.format(
+            width=width,
+            height=height,
+            after=_detail(after, width / after.width, height / after.height),
+            before=_detail(before, width / after.width, height / after.height),
+            name=_text(task.input.path),
+        )
+    ]
+
+
+def _detail(photo: Photo, width: float, height: float) -> str:
+    """The middle of a photo, shares of its sides, as a data URI."""
+    pixels = photo.colors if photo.bits == 8 else (photo.colors >> 8).astype(np.uint8)
+    rows, columns = max(1, round(height * photo.height)), max(1, round(width * photo.width))
+    top, left = (photo.height - rows) // 2, (photo.width - columns) // 2
+    detail = pixels[top : top + rows, left : left + columns]
+    # A grey profile does not fit the colours that WebP has.
+    profile = photo.profile if detail.shape[2] == 3 else None
+    encoded = io.BytesIO()
+    Image.fromarray(np.broadcast_to(detail, (*detail.shape[:2], 3)).copy()).save(
+        encoded, format="WEBP", quality=80, icc_profile=profile
+    )
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,0 +1,110 @@
+"""Photos in, restored photos out: colour spaces, transparency and metadata around the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import scipy.ndimage
+
+from dossr_jax import files, image_io
+from dossr_jax.errors import UserError
+from dossr_jax.files import Photo, color
+from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from dossr_jax.pipeline.upscaler import Upscaler
+
+Name = TypeVar("Name")
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredPhoto:
+    """One result.
+
+    Attributes:
+      photo: round(scale h) x round(scale w) pixels in mode, depth and colour space of the input,
+        with its metadata, mended for the new size.
+      pre_restored, decoded: the stages at four times the input, without alpha.
+      seconds: its share of the wall time of its batch, including compilation.
+    """
+
+    photo: Photo
+    pre_restored: Photo
+    decoded: Photo
+    seconds: float
+
+
+def restore_photos(
+    upscaler: Upscaler, photos: Iterable[tuple[Name, Photo]], settings: Settings
+) -> Iterator[tuple[Name, RestoredPhoto | UserError]]:
+    """Restore photos as they come, see :meth:`dossr_jax.Upscaler.stream`.
+
+    Args:
+      photos: pairs (anything hashable that names the photo, photo), read only as far as needed.
+
+    Yields:
+      (name, result, or what prevented it), not necessarily in the order of the input.
+    """
+    waiting: dict[Name, tuple[Photo, color.Working]] = {}
+
+    def colors() -> Iterator[tuple[Name, np.ndarray]]:
+        for name, photo in photos:
+            lr, working = color.to_working(photo)
+            waiting[name] = photo, working
+            yield name, lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
+
+    for name, result in upscaler.stream(colors(), settings):
+        photo, working = waiting.pop(name)
+        if isinstance(result, UserError):
+            yield name, result
+            continue
+        stages = [result.image, result.pre_restored, result.decoded]
+        own = [working.to_own(stage, photo.bits) for stage in stages]
+        if photo.alpha is not None:
+            alpha = _restore_alpha(upscaler, photo.alpha, settings)
+            if isinstance(alpha, UserError):
+                yield name, alpha
+                continue
+            own[0] = np.concatenate([own[0], alpha[..., None]], axis=-1)
+        metadata = files.mended(photo.metadata, own[0].shape[1], own[0].shape[0])
+        made = [dataclasses.replace(photo, pixels=pixels, metadata=metadata) for pixels in own]
+        yield name, RestoredPhoto(made[0], made[1], made[2], result.seconds)
+
+
+def fill_transparent(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours (h, w, c) where alpha (h, w) is 0 become those of the nearest visible pixel.
+
+    What a file stores there, often black or white, would come back as a fringe.
+    """
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return colors
+    nearest = scipy.ndimage.distance_transform_edt(
+        hidden, return_distances=False, return_indices=True
+    )
+    assert isinstance(nearest, np.ndarray)
+    return colors[tuple(nearest)]
+
+
+def _restore_alpha(
+    upscaler: Upscaler, alpha: np.ndarray, settings: Settings
+) -> np.ndarray | UserError:
+    """Alpha (h, w) enlarged: edges as sharp as those of the picture, areas of one level exact."""
+    height, width = image_io.output_size(alpha.shape[0], alpha.shape[1], settings.scale)
+    if (alpha == alpha[0, 0]).all():
+        return np.full((height, width), alpha[0, 0])
+    # The networks sharpen edges; they have nothing to invent in alpha.
+    plain = dataclasses.replace(settings, scale=float(UPSCALE), diffuse=False, seed=0)
+    _, result = next(upscaler.stream([(0, np.repeat(alpha[..., None], 3, -1))], plain))
+    if isinstance(result, UserError):
+        return result
+    least, most = (
+        extreme(alpha, size=3, mode="nearest").repeat(UPSCALE, 0).repeat(UPSCALE, 1)
+        for extreme in (scipy.ndimage.minimum_filter, scipy.ndimage.maximum_filter)
+    )
+    bounded = np.clip(result.image[..., :1], least[..., None], most[..., None])
+    return image_io.resample(bounded, height, width)[..., 0]
