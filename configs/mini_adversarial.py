@@ -13,7 +13,7 @@ from .mini import DATA, MODEL
 CONFIG = TrainConfig(
     stage=AdversarialStage(
         feature_weight=1.0,
-        adversarial_weight=0.2,
+        adversarial_weight=0.4,
         discriminator_features=16,
         gradient_steps=2,
     ),
@@ -22,7 +22,7 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(
         learning_rate=2e-4, schedule="constant", betas=(0.9, 0.99), ema_decay=0.98
     ),
-    steps=500,
+    steps=700,
     save_every=100,
     validate_every=250,
 )

@@ -31,5 +31,5 @@ python -m dossr_jax.data.prepare "$PHOTOS" "$runs/pairs" --tile 128 --halve 'era
 train prior 800 data --init "$runs/rrdb_clean/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
 train dossr 700 pairs --init "$runs/prior/model.safetensors"
-train adversarial 500 pairs --init "$runs/dossr/model.safetensors" \
+train adversarial 700 pairs --init "$runs/dossr/model.safetensors" \
     --export "$runs/dossr-mini.safetensors" --export-sampler fidelity=0.6

@@ -1,6 +1,6 @@
 """The same pre-restorer learns to keep clean pictures too; third of the six runs.
 
-    python train.py --config mini_rrdb_clean --data DATA --output RUN --init RRDB_MODEL
+python train.py --config mini_rrdb_clean --data DATA --output RUN --init RRDB_MODEL
 """
 
 import dataclasses

@@ -120,7 +120,7 @@ ALLOWED = {
         "options",
         "pipeline",
     },
-    "folder": {"convert", "errors", "files", "image_io", "pipeline", "temporary", "weights"},
+    "folder": {"convert", "errors", "files", "image_io", "pipeline"},
     "cli": {"commands", "errors", "files", "folder", "options", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }

@@ -106,7 +106,8 @@ LOSSLESS = list(itertools.product((".png", ".tif"), ("L", "LA", "RGB", "RGBA"), 
 @pytest.mark.parametrize(("suffix", "mode", "bits", "kind"), LOSSLESS)
 def test_png_and_tiff_hold_everything(tmp_path, suffix, mode, bits, kind):
     icc = PROFILES[kind].get(mode.removesuffix("A"))
-    photo = Photo(pixels(mode, bits), icc, METADATA)
+    wide = np.repeat(pixels(mode, bits), 2, axis=1)
+    photo = Photo(wide[:, ::2], icc, METADATA)  # pixels need not be contiguous
     got = written(photo, suffix, tmp_path)
     assert (got.mode, got.bits, got.profile) == (mode, bits, icc)
     np.testing.assert_array_equal(got.pixels, photo.pixels)
@@ -479,3 +480,13 @@ def test_unreadable_inputs_are_one_line_errors(tmp_path, monkeypatch):
     assert "directory" in user_error(files.read_photo, tmp_path)
     (tmp_path / "a.dng").touch()
     assert "pip install 'dossr-jax[raw]'" in user_error(files.read_photo, tmp_path / "a.dng")
+
+
+def test_profiles_that_cannot_be_used_are_said(tmp_path):
+    """Damaged inside, or made for one direction alone."""
+    whole = PROFILES["adobe"]["RGB"]
+    cut = whole.replace(b"rTRC", b"xTRC")
+    Image.fromarray(pixels("RGB")).save(tmp_path / "a.png", icc_profile=cut)
+    photo = files.read_photo(tmp_path / "a.png")
+    assert photo.profile is None and any("profile" in note for note in photo.notes)
+    assert color.directions(whole, grey=False) == (True, True)

@@ -278,24 +278,23 @@ def test_a_stopped_run_in_the_input_folder_makes_no_inputs(album, tmp_path, monk
         assert set(tree(again)) == names
 
 
-def test_killed_processes_leave_nothing_that_stays(tmp_path):
+def test_a_killed_process_leaves_nothing_that_stays(tmp_path):
     album, out = tmp_path / "album", tmp_path / "out"
     for i in range(30):
         save(album / f"{i:02}.png", size=(60, 80), seed=i)
     out.mkdir()
     (out / ".0123456789abcdef.tmp").write_bytes(b"of an earlier run")
     command = [sys.executable, __file__, str(album), "-o", str(out)]
-    for least in (4, 30):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (out / LISTED).exists() or (out / LISTED).read_bytes().count(b"\n") < least:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = len(times(out))
-        assert done < 30
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / LISTED).exists() or (out / LISTED).read_bytes().count(b"\n") < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(times(out))
+    assert 8 < done < 30
     status, told, _ = restore(album, output=out, options=["--scale", "4"])
-    assert status == 0 and int(told[-1].split()[0]) < 30 - done // 2
+    assert status == 0 and int(told[-1].split()[0]) in (30 - done, 31 - done)
     restore(album, output=tmp_path / "whole", options=["--scale", "4"])
     assert tree(out) == tree(tmp_path / "whole")
 

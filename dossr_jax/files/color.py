@@ -117,6 +117,23 @@ def to_srgb(colors: np.ndarray, profile: bytes | None) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
+def directions(profile: bytes, grey: bool) -> tuple[bool, bool]:
+    """Whether colours can be converted from a profile, and to it: scanners' profiles lack that."""
+    own, rgb = np.zeros((1, 1, 1 if grey else 3), np.float32), np.zeros((1, 1, 3), np.float32)
+    possible = []
+    for convert in (
+        functools.partial(_transform, own, profile, srgb(), from_grey=grey),
+        functools.partial(_transform, rgb, srgb(), profile, to_grey=grey),
+    ):
+        try:
+            convert()
+            possible.append(True)
+        except Exception:  # LittleCMS says in many ways that it cannot.
+            possible.append(False)
+    return possible[0], possible[1]
+
+
+@functools.lru_cache(maxsize=64)
 def is_srgb(profile: bytes, grey: bool) -> bool:
     """Whether a profile's colours are those of sRGB to half a level of 255."""
     levels = np.linspace(0, 1, 9 if not grey else 256, dtype=np.float32)

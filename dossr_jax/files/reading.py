@@ -452,7 +452,14 @@ def _profile(image: Image.Image, pixels: np.ndarray, notes: list[str]) -> bytes 
         return None
     space, wanted = color.space_of(profile), "GRAY" if pixels.shape[2] < 3 else "RGB"
     if space == wanted:
-        return profile
+        can_read, can_write = color.directions(profile, wanted == "GRAY")
+        if can_write and can_read:
+            return profile
+        if can_read:
+            notes.append("its colour profile has no way back: converted to sRGB")
+            count = 1 if wanted == "GRAY" else 3
+            colors = color.to_srgb(pixels[..., :count], profile)[..., :count]
+            return np.concatenate([colors, pixels[..., count:]], axis=-1)
     if space == "RGB":  # of a grey picture: greys are those of its tone curve
         return _as_grey_profile(profile, notes)
     notes.append("its colour profile is damaged or of another colour space, and was left out")

@@ -136,6 +136,7 @@ def _fit_metadata(photo: Photo, name: str, kind: Format, notes: list[str]) -> Ph
 
 def encode(photo: Photo, name: str, *, quality: int | None = None) -> bytes:
     """The bytes of a file, of a photo that the format can hold; errors as the codecs raise them."""
+    photo = dataclasses.replace(photo, pixels=np.ascontiguousarray(photo.pixels))  # codecs need it
     if name == "TIFF":
         return _encode_tiff(photo)
     if name == "PNG":
