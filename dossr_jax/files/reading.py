@@ -460,16 +460,9 @@ def _profile(image: Image.Image, pixels: np.ndarray, notes: list[str]) -> bytes 
             count = 1 if wanted == "GRAY" else 3
             colors = color.to_srgb(pixels[..., :count], profile)[..., :count]
             return np.concatenate([colors, pixels[..., count:]], axis=-1)
-    if space == "RGB":  # of a grey picture: greys are those of its tone curve
-        return _as_grey_profile(profile, notes)
+    elif space == "RGB" and color.directions(profile, False)[0] and color.is_srgb(profile, False):
+        return None  # of a grey picture: the greys of its tone curve
     notes.append("its colour profile is damaged or of another colour space, and was left out")
-    return None
-
-
-def _as_grey_profile(profile: bytes, notes: list[str]) -> bytes | None:
-    if color.is_srgb(profile, grey=False):
-        return None
-    notes.append("its colour profile is for colours, not for grey, and was left out")
     return None
 
 
