@@ -57,8 +57,8 @@ def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -
         _add_field(picture, Settings, name)
     speed = parser.add_argument_group(
         "memory and speed",
-        "A photo takes 1 to 2 GB per million of its pixels; the networks take the memory of a\n"
-        "tile, whatever the size of the photo.",
+        "A photo takes 1 to 2 GB per million of its pixels, and no more than 2 GB beside its\n"
+        "result: larger ones are restored block by block.",
     )
     speed.add_argument(
         "--tile",

@@ -81,6 +81,7 @@ ALLOWED = {
         "weights",
     },
     "pipeline": {
+        "area_means",
         "config",
         "convert",
         "diffusion",

@@ -9,6 +9,7 @@ from helpers.models import tiny_model
 from PIL import Image
 
 from dossr_jax import cli, image_io, weights
+from dossr_jax.pipeline import blocks
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +149,13 @@ def test_an_output_that_is_no_folder(photos, capsys):
         assert_one_error(capsys.readouterr().err, str(output))
 
 
-def test_a_result_that_is_too_large_stops_no_other(run, photos):
+def test_a_result_that_is_too_large_stops_no_other(run, photos, monkeypatch):
+    monkeypatch.setattr(blocks, "free_memory", lambda: 6 * 300 * 300)
     Image.new("RGB", (1, 1)).save(photos / "one.png")
-    status, results, err = run(photos / "one.png", photos / "b.jpg", options=["--scale", "3000"])
+    status, results, err = run(photos / "one.png", photos / "b.jpg", options=["--scale", "300"])
     assert status == 2 and set(results) == {"one.png"}
-    assert size_of(results["one.png"]) == (3000, 3000)
-    assert_one_error(err, "b.jpg", "24000x48000", "reduce the scale")
+    assert size_of(results["one.png"]) == (300, 300)
+    assert_one_error(err, "b.jpg", "2400x4800", "reduce the scale")
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "text", "foreign", "folder", "misshapen"])

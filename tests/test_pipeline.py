@@ -19,8 +19,9 @@ from PIL import Image
 from dossr_jax import files, weights
 from dossr_jax import restore as restore_module
 from dossr_jax.errors import UserError
+from dossr_jax.image_io import output_size, resample
 from dossr_jax.models.rrdbnet import RRDBNet
-from dossr_jax.pipeline import Upscaler, restore_photos
+from dossr_jax.pipeline import Upscaler, blocks, restore_photos
 from dossr_jax.pipeline import upscaler as upscaler_module
 from dossr_jax.pipeline.pictures import as_photo
 from dossr_jax.restore import restore
@@ -336,10 +337,40 @@ def test_a_result_with_nan_is_an_error_and_stops_no_other(monkeypatch):
     assert not isinstance(results["dark"], UserError)
 
 
-@pytest.mark.parametrize("settings", [{"scale": 1000.0}, {}])
+@pytest.mark.parametrize("scale", [1, 2.5, 4, 7])
+@pytest.mark.parametrize("size", [(300, 129), (128, 500), (33, 40)])
+def test_blocks_cover_a_photo_without_gap_or_seam(size, scale, monkeypatch):
+    monkeypatch.setattr(blocks, "SIDE", 160)
+    image = picture(*size)
+    large = resample(image.astype(np.float32), *output_size(*size, 4))
+    result = np.full((*output_size(*size, scale), 3), 255, np.uint8)
+    parts = blocks.blocks_of(*size)
+    assert (len(parts) > 1) == (max(size) > 160)
+    for part in parts:
+        fourfold = large[4 * part.row :, 4 * part.column :][: 4 * part.height, : 4 * part.width]
+        blocks.paste(result, np.uint8(np.clip(fourfold.round(), 0, 255)), part, size)
+    wanted = resample(np.uint8(np.clip(large.round(), 0, 255)), *result.shape[:2])
+    assert np.abs(result.astype(int) - wanted).max() <= 2
+
+
+def test_a_photo_in_blocks_is_as_if_restored_at_once(upscaler, monkeypatch):
+    image = picture(100, 200)
+    # Diffusion of this random model looks at whole tiles, and its noise differs between blocks.
+    settings = {"diffuse": False}
+    at_once = upscaler.restore(image, **settings).astype(int)
+    monkeypatch.setattr(blocks, "SIDE", 160)
+    in_blocks = upscaler.restore(image, **settings)
+    assert np.abs(in_blocks - at_once).mean() < 1
+    grey = np.repeat(image[..., :1], 3, -1)
+    assert np.ptp(upscaler.restore(grey, **settings), axis=-1).max() == 0
+    ((_, result),) = upscaler.stream([(0, image)], upscaler.settings(**settings))
+    assert result.pre_restored is None
+
+
+@pytest.mark.parametrize("settings", [{"scale": 40.0}, {}])
 def test_an_image_too_large_stops_no_other(upscaler, settings, monkeypatch):
-    if not settings:  # too large at the scale at which it is restored
-        monkeypatch.setattr(upscaler_module, "_MAX_PIXELS", 4 * 33 * 4 * 30)
+    needed = 6 * 33 * 30 * settings.get("scale", 4) ** 2
+    monkeypatch.setattr(blocks, "free_memory", lambda: int(needed))
     images = {"small": picture(8, 8), "large": picture(33, 31), "other": picture(3, 3)}
     results = dict(upscaler.stream(images.items(), upscaler.settings(steps=1, **settings)))
     assert set(results) == set(images)

@@ -18,6 +18,7 @@ from dossr_jax.files.formats import RAW_SUFFIXES
 from dossr_jax.folder.finding import Input, suffix_of
 from dossr_jax.folder.manifest import Manifest, Parameters, Record, content_of
 from dossr_jax.image_io import output_size
+from dossr_jax.pipeline.blocks import SIDE, check_memory
 
 # Bytes per byte of pixels: low for photos, so that what would fit is not refused.
 _DENSITY = {"PNG": 0.4, "TIFF": 0.4, "BMP": 1.0, "JPEG": 0.15, "JPEG2000": 0.3}
@@ -56,7 +57,10 @@ class Task:
     @property
     def memory(self) -> float:
         """Rough bytes while it is restored; 0 where unknown."""
-        return _MEMORY_PER_PIXEL * self.probe.width * self.probe.height if self.probe else 0.0
+        if self.probe is None:
+            return 0.0
+        block = min(self.probe.width * self.probe.height, SIDE * SIDE)
+        return _MEMORY_PER_PIXEL * block + 6 * self.pixels * self.probe.bits / 8
 
 
 def plan(
@@ -157,12 +161,16 @@ def _foresee(task: Task, scale: float) -> Task:
     disk = width * height * density * (1 + len(task.stages))
     task = dataclasses.replace(task, probe=probe, size=(width, height), disk=disk)
     most = files.WRITABLE[kind].max_side
-    if max(width, height) <= most:
-        return task
     reason = (
         f"its result of {width}x{height} is more than the {most} per side that {kind} holds; "
         "choose another format or reduce the scale"
     )
+    if max(width, height) <= most:
+        try:
+            check_memory(probe.height, probe.width, scale, probe.bits // 8)
+            return task
+        except UserError as error:
+            reason = str(error)
     return dataclasses.replace(task, action="impossible", reason=reason)
 
 

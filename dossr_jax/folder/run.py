@@ -167,8 +167,11 @@ class Run:
         """Write the files of a result; returns its record."""
         folder, quality = self.manifest.folder, self.writing.quality
         for file, stage in zip(task.stages, STAGES, strict=False):
-            photo = self._marked(getattr(restored, stage))
-            files.write_photo(folder / file, photo, quality=quality)
+            photo = getattr(restored, stage)
+            if photo is None:
+                path = task.input.path
+                raise UserError(f"{path}: too large for --save-stages; leave it out")
+            files.write_photo(folder / file, self._marked(photo), quality=quality)
         path = folder / task.target
         lost = files.write_photo(path, self._marked(restored.photo), quality=quality)
         return dataclasses.replace(

@@ -28,13 +28,14 @@ class RestoredPhoto:
     Attributes:
       photo: round(scale h) x round(scale w) pixels in mode, depth and colour space of the input,
         with its metadata, mended for the new size.
-      pre_restored, decoded: the stages at four times the input, without alpha.
+      pre_restored, decoded: the stages at four times the input, without alpha; None for a photo
+        that was restored in blocks.
       seconds: its share of the wall time of its batch, including compilation.
     """
 
     photo: Photo
-    pre_restored: Photo
-    decoded: Photo
+    pre_restored: Photo | None
+    decoded: Photo | None
     seconds: float
 
 
@@ -62,17 +63,22 @@ def restore_photos(
         if isinstance(result, UserError):
             yield name, result
             continue
-        stages = [result.image, result.pre_restored, result.decoded]
-        own = [working.to_own(stage, photo.bits) for stage in stages]
+        pixels = working.to_own(result.image, photo.bits)
         if photo.alpha is not None:
             alpha = _restore_alpha(upscaler, photo.alpha, settings)
             if isinstance(alpha, UserError):
                 yield name, alpha
                 continue
-            own[0] = np.concatenate([own[0], alpha[..., None]], axis=-1)
-        metadata = files.mended(photo.metadata, own[0].shape[1], own[0].shape[0])
-        made = [dataclasses.replace(photo, pixels=pixels, metadata=metadata) for pixels in own]
-        yield name, RestoredPhoto(made[0], made[1], made[2], result.seconds)
+            pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
+        metadata = files.mended(photo.metadata, pixels.shape[1], pixels.shape[0])
+        made = dataclasses.replace(photo, pixels=pixels, metadata=metadata)
+        pre_restored, decoded = (
+            None
+            if stage is None
+            else dataclasses.replace(made, pixels=working.to_own(stage, photo.bits))
+            for stage in (result.pre_restored, result.decoded)
+        )
+        yield name, RestoredPhoto(made, pre_restored, decoded, result.seconds)
 
 
 def fill_transparent(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from dossr_jax.errors import UserError
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
+from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
@@ -39,8 +40,6 @@ DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
 MODELS = (*BUILT_IN, *PACKAGED)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Pixels of a result, and of the fourfold image before it: 2 GB for each copy of it in 8 bits.
-_MAX_PIXELS = 2**29
 
 Name = TypeVar("Name")
 
@@ -51,13 +50,14 @@ class Restored:
 
     Attributes:
       image: (round(scale h), round(scale w), 3), of the input's dtype.
-      pre_restored, decoded: the stages at four times the input, (4h, 4w, 3).
+      pre_restored, decoded: the stages at four times the input, (4h, 4w, 3); None for an image that
+        was restored in blocks.
       seconds: its share of the wall time of its batch, including compilation.
     """
 
     image: np.ndarray
-    pre_restored: np.ndarray
-    decoded: np.ndarray
+    pre_restored: np.ndarray | None
+    decoded: np.ndarray | None
     seconds: float
 
 
@@ -75,14 +75,18 @@ class _Job:
 
     def problem(self, scale: float) -> UserError | None:
         """Why the image cannot be restored, if it cannot."""
-        for factor in (UPSCALE, scale):
-            height, width = image_io.output_size(self.image.shape[0], self.image.shape[1], factor)
-            if height * width > _MAX_PIXELS:
-                return UserError(
-                    f"{self.sides} pixels are {width}x{height} at scale {factor:g}, more than "
-                    f"{_MAX_PIXELS / 1e6:.0f} million; cut the image or reduce the scale"
-                )
+        try:
+            check_memory(self.image.shape[0], self.image.shape[1], scale, self.image.itemsize)
+        except UserError as error:
+            return error
         return None
+
+    def blocks(self, settings: Settings) -> list[Block]:
+        """Its parts, where it is too large to be worked on at once."""
+        if settings.sampler.color_fix == "adain":  # which is of the whole image
+            return []
+        found = blocks_of(self.image.shape[0], self.image.shape[1])
+        return found if len(found) > 1 else []
 
     def finish(self, images: Sequence[np.ndarray], scale: float, seconds: float) -> Restored:
         """The result: images of the canvas cut to this image, the last of them at `scale`."""
@@ -260,6 +264,9 @@ class Upscaler:
             if problem is not None:
                 yield name, problem
                 continue
+            if blocks := job.blocks(settings):
+                yield name, self._restore_blocks(job, blocks, settings, controls, table)
+                continue
             canvas = self._buckets.canvas(*image.shape[:2])
             jobs = waiting.setdefault((canvas, image.dtype), [])
             jobs.append(job)
@@ -268,6 +275,26 @@ class Upscaler:
                 yield from self._run(canvas, jobs, settings, controls, table)
         for (canvas, _), jobs in waiting.items():
             yield from self._run(canvas, jobs, settings, controls, table)
+
+    def _restore_blocks(
+        self, job: _Job, blocks: Sequence[Block], settings: Settings, *options: Any
+    ) -> Restored | UserError:
+        """Restore a large image part by part; as if at once but for the noise, see blocks."""
+        height, width = job.image.shape[:2]
+        sides = image_io.output_size(height, width, settings.scale)
+        result = np.empty((*sides, 3), job.image.dtype)
+        fourfold = dataclasses.replace(settings, scale=float(UPSCALE))
+        seconds = 0.0
+        for block in blocks:
+            # Equal noise in neighbours would show as a pattern.
+            part = _Job(job.id, block.cut(job.image), (job.seed + block.number) % 2**32)
+            canvas = self._buckets.canvas(*part.image.shape[:2])
+            ((_, restored),) = self._run(canvas, [part], fourfold, *options)
+            if isinstance(restored, UserError):
+                return restored
+            seconds += restored.seconds
+            paste(result, restored.image, block, (height, width))
+        return Restored(result, None, None, seconds)
 
     def _run(
         self, canvas: Canvas, jobs: Sequence[_Job], *options: Any
