@@ -32,4 +32,4 @@ train prior 800 data --init "$runs/rrdb_clean/model.safetensors"
 [ -z "${COMPARE:-}" ] || train noise 700 pairs --init "$runs/prior/model.safetensors"
 train dossr 700 pairs --init "$runs/prior/model.safetensors"
 train adversarial 700 pairs --init "$runs/dossr/model.safetensors" \
-    --export "$runs/dossr-mini.safetensors" --export-sampler fidelity=0.6
+    --export "$runs/dossr-mini.safetensors" --export-sampler fidelity=0.8
