@@ -22,6 +22,7 @@ def test_the_recipe_goes_from_photos_to_a_model_that_restores(tmp_path):
     environment = os.environ | {
         "PATH": path,
         "PHOTOS": str(tmp_path / "photos"),
+        "JAX_NUM_CPU_DEVICES": "1",  # programs for one device compile faster
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # two steps a stage: compiling is most of it
     }
     done = subprocess.run(
