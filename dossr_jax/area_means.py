@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dossr_jax.image import Image, Sizes, coarse_fix, valid_part
+from dossr_jax.image import Image, Sizes, coarse_fix, cubic_weights, valid_part
 
 AREA = 16
 # What is left alone, of 1: rounding to 8 bits moves a flat area by half a level of 255 at most.
@@ -110,18 +110,11 @@ def _axis(length: int, valid: Array, area: int, dtype: DTypeLike) -> _Axis:
         (position + 0.5) / area - 0.5,
     )
     at = jnp.clip(at, 0, last)
-    # Catmull-Rom's cubic: ramps stay ramps, and no edge shows. Beyond the ends areas repeat.
+    # No edge shows. Beyond the ends areas repeat.
     first = jnp.floor(at)
-    t = at - first
-    cubic = (
-        ((2 - t) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((4 - 3 * t) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    )
     smooth = sum(
         jnp.where(jnp.clip(first + i - 1, 0, last) == areas.astype(dtype), weight, 0)
-        for i, weight in enumerate(cubic)
+        for i, weight in enumerate(cubic_weights(at - first))
     )
     return _Axis(mean, jnp.asarray(smooth))
 

@@ -35,7 +35,7 @@ examples:
 Results keep the name of their input and, below a folder, its place. {NAME} beside them lists
 what they were made from: the same command again restores what is new, has changed or is missing.
 exit status: 0 all restored, 2 something could not be read, written or understood (the rest is
-restored all the same).
+restored all the same), 130 or 143 stopped by Ctrl-C or SIGTERM, 141 nobody reads the output.
 """
 _FORMATS = sorted({"jpeg", "tiff", *(kind.suffix[1:] for kind in files.WRITABLE.values())})
 _REPORT = "report.html"

@@ -126,6 +126,19 @@ def coarse_fix(
     return image + _low_band(change, 4 * size, (1, 2))
 
 
+def cubic_weights(t: Float[Array, "*shape"]) -> tuple[Array, Array, Array, Array]:
+    """Catmull-Rom's cubic at `t` in [0, 1] between the second and third of four samples.
+
+    Weights of the samples, of the shape of `t`. Ramps stay ramps.
+    """
+    return (
+        ((2 - t) * t - 1) * t / 2,
+        ((3 * t - 5) * t * t + 2) / 2,
+        ((4 - 3 * t) * t + 1) * t / 2,
+        (t - 1) * t * t / 2,
+    )
+
+
 def is_grey(image: Shaped[Array, "b h w c"]) -> Bool[Array, " b"]:
     """Whether the channels of every image (b, h, w, c) are the same everywhere."""
     return jnp.all(image == image[..., :1], axis=(1, 2, 3))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from dossr_jax.image import Image, Sizes, valid_part
+from dossr_jax.image import Image, Sizes, cubic_weights, valid_part
 
 # Second differences that count as detail, from none of it to all of it.
 _DETAIL = (0.5 / 255, 1 / 255)
@@ -48,19 +48,9 @@ def keep_smooth_areas(
         here = (jnp.arange(scale * lr.shape[axis]) + 0.5) / scale - 0.5
         first = jnp.floor(here).astype(jnp.int32)
         t = (here - first).astype(lr.dtype)
-        smooth = _interpolate(smooth, size, first - 1, _cubic(t), axis)
+        smooth = _interpolate(smooth, size, first - 1, cubic_weights(t), axis)
         share = _interpolate(share, size, first, (1 - t, t), axis)
     return share * image + (1 - share) * smooth
-
-
-def _cubic(t: Array) -> tuple[Array, Array, Array, Array]:
-    """Weights of Catmull-Rom's cubic: ramps stay ramps."""
-    return (
-        ((2 - t) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((4 - 3 * t) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    )
 
 
 def _interpolate(x: Array, size: Array, first: Array, weights: Sequence[Array], axis: int) -> Array:

@@ -342,6 +342,18 @@ def test_a_jpeg_may_lack_its_end_but_not_its_half(tmp_path, options):
             files.read_photo(data[: int(share * len(data))])
 
 
+def test_images_that_pillow_has_loaded_or_turned_to_a_page_are_those(tmp_path):
+    pages = [pixels("L", 16)[..., 0], 65535 - pixels("L", 16)[..., 0]]
+    tifffile.imwrite(tmp_path / "a.tif", np.stack(pages), photometric="minisblack")
+    with Image.open(tmp_path / "a.tif") as image:
+        image.seek(1)
+        np.testing.assert_array_equal(files.to_photo(image).pixels[..., 0], pages[1])
+    tifffile.imwrite(tmp_path / "b.tif", pages[0], photometric="minisblack")
+    image = Image.open(tmp_path / "b.tif")
+    image.load()  # which closes the file
+    np.testing.assert_array_equal(files.to_photo(image).pixels[..., 0], pages[0])
+
+
 def test_sources_of_every_kind_are_the_same(tmp_path):
     photo = Photo(pixels("RGBA", 16), PROFILES["adobe"]["RGB"])
     files.write_photo(tmp_path / "a.png", photo)

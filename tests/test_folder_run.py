@@ -23,8 +23,9 @@ from PIL import Image
 from dossr_jax import cli, files
 from dossr_jax.config import SamplerConfig
 from dossr_jax.errors import UserError
+from dossr_jax.files import color
 from dossr_jax.folder import manifest, model, planning, report, run
-from dossr_jax.pipeline import RestoredPhoto, make_settings
+from dossr_jax.pipeline import Restored, RestoredPhoto, make_settings
 
 LISTED = "dossr.jsonl"
 
@@ -43,7 +44,9 @@ def enlarge(upscaler, photos, settings):
         scale = int(settings.scale)
         pixels = photo.pixels.repeat(scale, 0).repeat(scale, 1) + np.uint8(settings.seed)
         large = dataclasses.replace(photo, pixels=pixels)
-        yield name, RestoredPhoto(large, large, large, seconds=0.5)
+        _, working = color.to_working(large)
+        stages = Restored(large.colors, large.colors, large.colors, seconds=0.5)
+        yield name, RestoredPhoto(large, stages, working)
 
 
 @pytest.fixture(autouse=True)

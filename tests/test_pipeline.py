@@ -309,6 +309,8 @@ def test_a_photo_keeps_its_colour_space_and_what_belongs_to_it(upscaler):
     ((name, result),) = restore_photos(upscaler, [("a", photo)], settings)
     assert name == "a" and (result.photo.height, result.photo.width) == (80, 48)
     assert (result.photo.profile, result.photo.bits) == (photo.profile, 8)
+    stage = result.pre_restored
+    assert (stage.height, stage.width, stage.profile) == (160, 96, photo.profile)
     found = Image.Exif()
     found.load(b"Exif\0\0" + result.photo.metadata.exif)
     assert (found[0x010F], found[0x0112]) == ("Maker", 1)

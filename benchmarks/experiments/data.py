@@ -66,7 +66,7 @@ def load_pairs(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give --data a folder of HR images")
     paired = is_paired(folder)
-    images = [image.path for image in find_images([folder / "HR" if paired else folder])]
+    images = find_images(folder / "HR" if paired else folder)
     if not images:
         raise UserError(f"{folder}: no images in it; give --data a folder of HR images")
     count = min(count, len(images))

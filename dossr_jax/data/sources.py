@@ -200,9 +200,7 @@ def list_images(path: Path) -> Images:
     Raises:
       UserError: no folder, no images, or no pairs, or pairs of wrong sizes.
     """
-    names = [image.relative.as_posix() for image in image_io.find_images([path])]
-    if not path.is_dir():
-        raise UserError(f"{path}: not a folder; name a folder of images or of a prepared data set")
+    names = [image.relative_to(path).as_posix() for image in image_io.find_images(path)]
     sides: dict[str, dict[str, str]] = {"hr": {}, "lr": {}}
     strays = []
     for name in names:

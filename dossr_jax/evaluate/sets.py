@@ -42,8 +42,9 @@ class Folder:
         if path.is_file():
             raise UserError(f"{path}: a file; give the folder that it is in")
         found: dict[str, list[Path]] = {}
-        for image in image_io.find_images([path]):
-            found.setdefault(image.relative.with_suffix("").as_posix(), []).append(image.path)
+        for image in image_io.find_images(path):
+            name = image.relative_to(path).with_suffix("").as_posix()
+            found.setdefault(name, []).append(image)
         problems = [
             f"{' and '.join(map(str, paths))}: one name for several images; keep one of them"
             for paths in found.values()

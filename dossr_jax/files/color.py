@@ -177,6 +177,13 @@ def _as_levels(values: np.ndarray, bits: int) -> np.ndarray:
     return np.round(np.clip(values, 0, 1) * most).astype(f"uint{bits}")
 
 
+def lay_on_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours (h, w, c) seen through alpha (h, w) on white, of the same dtype, uint8 or uint16."""
+    most = np.iinfo(colors.dtype).max
+    share = alpha[..., None].astype(np.float64) / most
+    return np.round(colors * share + most * (1 - share)).astype(colors.dtype)
+
+
 def requantize(levels: np.ndarray, bits: int) -> np.ndarray:
     """The same levels with 8 or 16 bits."""
     if 8 * levels.itemsize == bits:

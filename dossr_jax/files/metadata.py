@@ -62,7 +62,8 @@ def _as_bytes(value: Any) -> bytes:
 
 def _is_exif(data: bytes) -> bool:
     try:
-        _entries(data, _first(data)[1], _first(data)[0])
+        order, start = _first(data)
+        _entries(data, start, order)
     except (struct.error, IndexError, ValueError):
         return False
     return True
@@ -154,11 +155,10 @@ def _mend_exif(data: bytearray, width: int, height: int) -> None:
 
     def put(entry: int | None, value: int) -> None:
         if entry is not None:
-            kind = 3 if value < 2**16 else 4
-            struct.pack_into(order + "HI", data, entry + 2, kind, 1)
-            data[entry + 8 : entry + 12] = struct.pack(
-                order + ("HH" if kind == 3 else "I"), *((value, 0) if kind == 3 else (value,))
-            )
+            if value < 2**16:
+                struct.pack_into(order + "HIHH", data, entry + 2, 3, 1, value, 0)
+            else:
+                struct.pack_into(order + "HII", data, entry + 2, 4, 1, value)
 
     main = _entries(data, start, order)
     put(main.get(_ORIENTATION), 1)

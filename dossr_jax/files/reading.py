@@ -5,27 +5,33 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from dossr_jax.errors import UserError, require_extra
 from dossr_jax.files import color, formats
+from dossr_jax.files.header import (
+    CONTENT,
+    format_of,
+    frames_of,
+    is_deep,
+    is_upright,
+    jxl_size,
+    mode_of,
+    orientation_of,
+)
 from dossr_jax.files.metadata import as_grey_tiff, take_metadata
-from dossr_jax.files.photo import Encoding, Levels, Metadata, Photo
+from dossr_jax.files.photo import Encoding, Metadata, Photo
+from dossr_jax.files.pixels import read_pixels
 
 # Of an input, as Pillow's own limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-_ORIENTATION_TAG = 0x0112
-_CONTENT = "content"  # in an image's info: the file, where Pillow reads a stand-in
 # Orientation -> (swap the axes first, then flip rows, flip columns).
 _TURNS = {
     2: (False, False, True),
@@ -40,7 +46,13 @@ _TURNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What the header of a file says, upright."""
+    """What the header of a file says.
+
+    Attributes:
+      width, height: in pixels, upright.
+      mode: as :attr:`Photo.mode`. bits: as :attr:`Photo.bits`. format: as :attr:`Photo.format`.
+      frames: pages or frames, of which the first is read.
+    """
 
     width: int
     height: int
@@ -58,11 +70,11 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = image.format == "TIFF" or _is_upright(image)  # the size is that of later
-        if _orientation(image) in (5, 6, 7, 8) and not turned:
+        turned = image.format == "TIFF" or is_upright(image)  # the size is that of later
+        if orientation_of(image) in (5, 6, 7, 8) and not turned:
             width, height = height, width
-        bits = 16 if _is_deep(image) else 8
-        return Probe(width, height, _mode(image), bits, _format(image), _frames(image))
+        bits = 16 if is_deep(image) else 8
+        return Probe(width, height, mode_of(image), bits, format_of(image), frames_of(image))
 
 
 def read_photo(source: str | os.PathLike[str] | BinaryIO | bytes) -> Photo:
@@ -85,9 +97,9 @@ def read_photo(source: str | os.PathLike[str] | BinaryIO | bytes) -> Photo:
 def to_photo(image: Image.Image) -> Photo:
     """An open or made image of Pillow as a photo; errors as Pillow raises them."""
     notes = _frame_notes(image)
-    pixels, levels = _read_pixels(image, notes)
+    pixels, levels = read_pixels(image, notes)
     metadata, more = take_metadata(image)
-    turn = None if _is_upright(image) else _TURNS.get(_orientation(image))
+    turn = None if is_upright(image) else _TURNS.get(orientation_of(image))
     profile = _profile(image, pixels, notes)
     if isinstance(profile, np.ndarray):
         pixels, profile = profile, None
@@ -95,11 +107,16 @@ def to_photo(image: Image.Image) -> Photo:
         pixels=np.ascontiguousarray(pixels if turn is None else _turned(pixels, *turn)),
         profile=profile,
         metadata=metadata,
-        format=_format(image),
+        format=format_of(image),
         encoding=_encoding(image),
         levels=levels,
         notes=(*notes, *more),
     )
+
+
+def _turned(pixels: np.ndarray, swap: bool, rows: bool, columns: bool) -> np.ndarray:
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 # Opening
@@ -148,7 +165,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         raise UserError(f"{name}: the file is empty; replace it by an intact copy")
     file.seek(0)
     if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):  # Pillow's plugin decodes as it opens
-        _check_size(name, *_jxl_size(file))
+        _check_size(name, *jxl_size(file))
         file.seek(0)
     try:
         image = Image.open(file, formats=formats.READABLE)
@@ -159,7 +176,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         file.seek(0)
         content = file.read()
         image = Image.open(io.BytesIO(as_grey_tiff(content)), formats=["TIFF"])
-        image.info[_CONTENT] = content
+        image.info[CONTENT] = content
     _check_size(name, *image.size)
     return image
 
@@ -172,100 +189,14 @@ def _check_size(name: str, width: int, height: int) -> None:
         )
 
 
-def _jxl_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height by the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader)."""
-    data = file.read(2**16)
-    at = data.find(b"\xff\x0a")
-    bits = int.from_bytes(data[at + 2 : at + 18], "little")
-    place = 0
-
-    def take(count: int) -> int:
-        nonlocal place
-        value = bits >> place & (1 << count) - 1
-        place += count
-        return value
-
-    small = take(1)
-
-    def side() -> int:
-        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
-
-    height = side()
-    ratio = take(3)
-    shares = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
-    if not ratio:
-        return side(), height
-    numerator, denominator = shares[ratio - 1]
-    return height * numerator // denominator, height
-
-
-# What a header says
-
-
-def _suffix(path: str | os.PathLike[str]) -> str:
-    return Path(path).suffix.lower()
-
-
-def _format(image: Image.Image) -> str:
-    return {"MPO": "JPEG", "DIB": "BMP"}.get(image.format or "", image.format or "")
-
-
-def _frames(image: Image.Image) -> int:
-    if image.format == "MPO":  # further frames are previews, depth maps or a second eye
-        return 1
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:  # A damaged second page leaves the first one intact.
-        return 1
-
-
 def _frame_notes(image: Image.Image) -> list[str]:
-    frames = _frames(image)
+    frames = frames_of(image)
     kind = "pages" if image.format in ("TIFF", "ICO", "PSD") else "frames"
     return [f"the first of {frames} {kind} alone"] if frames > 1 else []
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # Malformed metadata must not cost an intact picture.
-        return 1
-
-
-def _is_upright(image: Image.Image) -> bool:
-    """Whether the decoder turns the image by itself, whatever EXIF says."""
-    return image.format in ("HEIF", "JXL")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has more than 8 bits per channel."""
-    if image.mode.startswith(("I", "F")):
-        return True
-    if image.format == "PNG":
-        return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    if image.format == "TIFF":
-        return _CONTENT in image.info or max(_tag(image, 258, (8,))) > 8
-    if image.format == "JPEG2000":
-        return _jpeg2000_bits(image) > 8
-    return image.format == "JXL" and image.mode == "F"
-
-
-def _tag(image: Image.Image, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    value = getattr(image, "tag_v2", {}).get(tag, default)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _mode(image: Image.Image) -> str:
-    if _CONTENT in image.info:
-        with tifffile.TiffFile(io.BytesIO(_content(image))) as file:
-            colors, alpha = _channels(file.pages[0])
-        return ("L" if colors == 1 else "RGB") + "A" * alpha
-    # Pillow shows grey and alpha of 16 bits as RGBA.
-    raw = "".join(str(tile[3]) for tile in getattr(image, "tile", ()))
-    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-    grey = grey or raw.startswith("LA;16")
-    alpha = image.has_transparency_data
-    return ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return Path(path).suffix.lower()
 
 
 def _encoding(image: Image.Image) -> Encoding:
@@ -276,166 +207,6 @@ def _encoding(image: Image.Image) -> Encoding:
         subsampling=max(0, JpegImagePlugin.get_sampling(image)),
         progressive=bool(image.info.get("progressive")),
     )
-
-
-# Pixels
-
-
-def _read_pixels(image: Image.Image, notes: list[str]) -> tuple[np.ndarray, Levels | None]:
-    """uint8 or uint16 (h, w, 1 to 4), and how they were made from the file's numbers."""
-    if image.format == "TIFF" and (found := _tiff_pixels(image, notes)):
-        return found
-    if image.format in ("PNG", "JPEG2000") and _is_deep(image):
-        data = _content(image)
-        if image.format == "PNG":
-            pixels = imagecodecs.png_decode(data)
-            return _with_key(_three_axes(pixels), image), None
-        pixels = _three_axes(imagecodecs.jpeg2k_decode(data))
-        return _scaled(pixels, 0, 2 ** _jpeg2000_bits(image) - 1)
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        image = _load_jpeg(image, notes)
-    else:
-        image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _deep_pixels(np.asarray(image)[..., None], notes)
-    return np.array(_in_known_mode(image)).reshape(image.height, image.width, -1), None
-
-
-def _in_known_mode(image: Image.Image) -> Image.Image:
-    """The same picture in mode L, LA, RGB or RGBA, or CMYK and LAB, which have profiles."""
-    if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK", "LAB"):
-        if image.mode in ("L", "RGB") and image.has_transparency_data:
-            return image.convert(image.mode[:1] + "A" if image.mode == "L" else "RGBA")
-        return image
-    if image.mode in ("1", "La"):
-        return image.convert("L" if image.mode == "1" else "LA")
-    converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode in ("P", "PA"):
-        colors = np.asarray(converted)[..., :3]
-        if (colors == colors[..., :1]).all():
-            return converted.convert("LA" if converted.mode == "RGBA" else "L")
-    return converted
-
-
-def _content(image: Image.Image) -> bytes:
-    if _CONTENT in image.info:
-        return image.info[_CONTENT]
-    file: BinaryIO = getattr(image, "fp")  # noqa: B009
-    file.seek(0)
-    return file.read()
-
-
-def _three_axes(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def _with_key(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """With alpha from the colour that a PNG of 16 bits says is transparent."""
-    key = image.info.get("transparency")
-    if key is None or pixels.shape[-1] in (2, 4):
-        return pixels
-    opaque = (pixels != np.asarray(key, pixels.dtype)).any(-1, keepdims=True)
-    return np.concatenate([pixels, opaque.astype(pixels.dtype) * 65535], axis=-1)
-
-
-def _jpeg2000_bits(image: Image.Image) -> int:
-    """Bits per channel by the SIZ marker of a JPEG 2000 file."""
-    data = _content(image)
-    at = data.find(b"\xff\x4f\xff\x51")
-    return (data[at + 42] & 0x7F) + 1 if 0 <= at < len(data) - 42 else 8
-
-
-def _scaled(numbers: np.ndarray, low: float, high: float) -> tuple[np.ndarray, Levels | None]:
-    """Numbers between `low` and `high` as 16-bit levels."""
-    dtype = numbers.dtype
-    if dtype == np.uint8 and (low, high) == (0, 255):
-        return numbers, None
-    if dtype == np.uint16 and (low, high) == (0, 65535):
-        return numbers, None
-    share = (numbers.astype(np.float64) - low) / ((high - low) or 1)
-    levels = np.round(np.clip(share, 0, 1) * 65535).astype(np.uint16)
-    return levels, Levels(str(dtype), low, high)
-
-
-def _deep_pixels(
-    numbers: np.ndarray, notes: list[str], most: float | None = None
-) -> tuple[np.ndarray, Levels | None]:
-    """Numbers of any type as 8- or 16-bit levels; `most` is white, if the file says so."""
-    if not np.isfinite(numbers).all():
-        raise ValueError("NaN or infinity among its numbers")
-    if numbers.dtype == np.uint8:
-        return numbers, None
-    least, largest = float(numbers.min()), float(numbers.max())
-    low, high = min(0.0, least), most or largest
-    if numbers.dtype == np.uint16 or (numbers.dtype.kind in "iu" and 0 <= least):
-        # Scanners and cameras store 10 to 14 bits in 16.
-        full = [2.0**bits - 1 for bits in (12, 16, 32) if largest < 2**bits]
-        high = most or (full[0] if largest > 255 else 65535.0)
-    elif numbers.dtype.kind == "f" and least >= 0 and largest <= 1:
-        high = 1.0
-    if numbers.dtype.kind == "i" and least < 0:
-        low = least
-    pixels, levels = _scaled(numbers, low, max(high, largest))
-    if levels is not None:
-        notes.append(f"its numbers are {levels}")
-    return pixels, levels
-
-
-def _tiff_pixels(image: Image.Image, notes: list[str]) -> tuple[np.ndarray, Levels | None] | None:
-    """Pixels of a TIFF of more than 8 bits, which Pillow does not read whole."""
-    if not _is_deep(image):
-        return None
-    with tifffile.TiffFile(io.BytesIO(_content(image))) as file:
-        page = file.pages[0]
-        assert isinstance(page, tifffile.TiffPage)
-        photometric = page.photometric
-        known = (
-            tifffile.PHOTOMETRIC.MINISBLACK,
-            tifffile.PHOTOMETRIC.MINISWHITE,
-            tifffile.PHOTOMETRIC.RGB,
-        )
-        if photometric not in known:
-            raise ValueError(
-                f"{page.bitspersample} bits of {tifffile.PHOTOMETRIC(photometric).name}"
-            )
-        numbers = _three_axes(page.asarray())
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and numbers.ndim == 3:
-            numbers = np.moveaxis(numbers, 0, -1) if page.axes.startswith("S") else numbers
-        colors, has_alpha = _channels(page)
-        extra = tuple(page.extrasamples)
-        numbers = numbers[..., : colors + has_alpha]
-        bits = page.bitspersample
-        most = None
-        if numbers.dtype.kind == "u" and bits not in (16, 32):
-            most = 2.0**bits - 1
-    if (found := _tag(image, 281, (0,))[0]) and numbers.dtype.kind == "u":
-        most = float(found) if numbers.max() <= found else most
-    pixels, levels = _deep_pixels(numbers, notes, most)
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        pixels, levels = np.iinfo(pixels.dtype).max - pixels, None
-    if has_alpha and extra[0] == 1:
-        pixels = _unmultiplied(pixels)
-    return pixels, levels
-
-
-def _channels(page: Any) -> tuple[int, bool]:
-    """Channels of colour of a page of a TIFF, and whether one of alpha follows."""
-    colors = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
-    return colors, tuple(page.extrasamples)[:1] in ((1,), (2,))
-
-
-def _unmultiplied(pixels: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied by alpha as they were before."""
-    most = np.iinfo(pixels.dtype).max
-    alpha = pixels[..., -1:].astype(np.float64)
-    colors = np.where(alpha > 0, pixels[..., :-1] * most / np.maximum(alpha, 1), 0)
-    colors = np.round(np.clip(colors, 0, most)).astype(pixels.dtype)
-    return np.concatenate([colors, pixels[..., -1:]], axis=-1)
-
-
-def _turned(pixels: np.ndarray, swap: bool, rows: bool, columns: bool) -> np.ndarray:
-    pixels = pixels.swapaxes(0, 1) if swap else pixels
-    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 # Profiles
@@ -481,51 +252,6 @@ def _to_rgb(image: Image.Image, pixels: np.ndarray, profile: bytes | None) -> np
         return np.array(converted)
     except (ImageCms.PyCMSError, OSError):
         return np.array(source.convert("RGB"))
-
-
-# Kinds of their own
-
-
-def _load_jpeg(image: Image.Image, notes: list[str]) -> Image.Image:
-    """A JPEG with its pixels, also one that lacks its last bytes alone."""
-    try:
-        image.load()
-        return image
-    except OSError as error:
-        if "truncated" not in str(error):
-            raise
-        data = _content(image)
-    whole, shorter = (_decode_cut(data[: len(data) - cut]) for cut in (0, 6))
-    if image.info.get("progressive"):
-        missing = not _has_last_scan(data)
-    else:
-        # Where the data end, the decoder goes on with flat blocks. Cut further, a picture that
-        # has all of its data but the last changes in its last blocks alone.
-        changed = np.any(np.asarray(whole) != np.asarray(shorter), axis=1).nonzero()[0]
-        missing = len(changed) and changed[0] < image.height - 16 - image.height // 10
-    if missing:
-        raise ValueError("truncated")
-    notes.append("the file lacks its end")
-    return whole
-
-
-def _has_last_scan(data: bytes) -> bool:
-    """Whether every coefficient of a progressive JPEG has its last bit in some scan."""
-    components, complete = set(), set()
-    for found in re.finditer(rb"\xff\xda", data):
-        count = data[found.end() + 2]
-        ids = [data[found.end() + 3 + 2 * i] for i in range(count)]
-        first, last, bits = data[found.end() + 3 + 2 * count :][:3]
-        components |= set(ids)
-        if bits & 15 == 0:
-            complete |= {(i, k) for i in ids for k in range(first, last + 1)}
-    return all((i, k) in complete for i in components for k in range(64))
-
-
-def _decode_cut(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=["JPEG"])
-    image.load()
-    return image
 
 
 def _read_raw(path: Path) -> Photo:

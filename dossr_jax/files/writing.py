@@ -94,10 +94,9 @@ def _fit_mode(photo: Photo, name: str, kind: Format, notes: list[str]) -> Photo:
         pixels = np.concatenate([colors, photo.pixels[..., 1:]], axis=-1)
         return dataclasses.replace(photo, pixels=pixels, profile=None)
     notes.append(f"{name} holds no transparency: laid on white")
-    most = np.iinfo(photo.pixels.dtype).max
-    alpha = photo.pixels[..., -1:].astype(np.float64) / most
-    colors = np.round(photo.colors * alpha + most * (1 - alpha)).astype(photo.pixels.dtype)
-    return dataclasses.replace(photo, pixels=colors)
+    return dataclasses.replace(
+        photo, pixels=color.lay_on_white(photo.colors, photo.pixels[..., -1])
+    )
 
 
 def _fit_profile(photo: Photo, name: str, kind: Format, notes: list[str]) -> Photo:

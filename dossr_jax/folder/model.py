@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from importlib import resources
 from pathlib import Path
 
 from dossr_jax.convert import find_packaged
 from dossr_jax.convert.rrdb import PACKAGED
 from dossr_jax.errors import UserError
-from dossr_jax.pipeline.upscaler import BUILT_IN
+from dossr_jax.pipeline.upscaler import locate
 
 # Up to this size a file is hashed whole.
 _WHOLE = 100 * 10**6
@@ -26,7 +25,8 @@ def hash_of_model(name_or_path: str) -> str:
     Raises:
       UserError: no such model.
     """
-    path = _path_of(name_or_path)
+    packaged = name_or_path in PACKAGED
+    path = find_packaged(name_or_path) if packaged else locate(name_or_path)
     try:
         if not path.is_dir():
             return _hash_of_file(path)
@@ -36,12 +36,6 @@ def hash_of_model(name_or_path: str) -> str:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: no such model ({reason}); see --model in --help") from error
-
-
-def _path_of(name_or_path: str) -> Path:
-    if name_or_path in BUILT_IN:
-        return Path(str(resources.files("dossr_jax") / "assets" / BUILT_IN[name_or_path]))
-    return find_packaged(name_or_path) if name_or_path in PACKAGED else Path(name_or_path)
 
 
 def _hash_of_file(path: Path) -> str:

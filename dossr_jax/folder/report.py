@@ -13,7 +13,7 @@ from PIL import Image
 
 from dossr_jax import files
 from dossr_jax.errors import UserError
-from dossr_jax.files import Photo
+from dossr_jax.files import Photo, color
 from dossr_jax.folder.manifest import Manifest, Parameters, Record
 from dossr_jax.folder.planning import Task
 
@@ -129,7 +129,7 @@ def _figure(task: Task, output: Path) -> list[str]:
 
 def _detail(photo: Photo, width: float, height: float) -> str:
     """The middle of a photo, shares of its sides, as a data URI."""
-    pixels = photo.colors if photo.bits == 8 else (photo.colors >> 8).astype(np.uint8)
+    pixels = color.requantize(photo.colors, 8)
     rows, columns = max(1, round(height * photo.height)), max(1, round(width * photo.width))
     top, left = (photo.height - rows) // 2, (photo.width - columns) // 2
     detail = pixels[top : top + rows, left : left + columns]

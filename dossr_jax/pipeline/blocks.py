@@ -12,11 +12,10 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from dossr_jax.area_means import AREA
 from dossr_jax.errors import UserError
-from dossr_jax.image_io import output_size
+from dossr_jax.image_io import output_size, resample
 from dossr_jax.models.rrdbnet import UPSCALE
 
 # Pixels of the input. Blocks begin at multiples of AREA, so that mean colours are kept by areas
@@ -32,8 +31,6 @@ class Block:
     Attributes:
       number: its place in their order.
       row, column, height, width: what is restored, with margins.
-      top, left: rows and columns at the beginning that belong to earlier blocks as well, 0 at the
-        edges of the photo.
     """
 
     number: int
@@ -41,8 +38,6 @@ class Block:
     column: int
     height: int
     width: int
-    top: int
-    left: int
 
     def cut(self, photo: np.ndarray) -> np.ndarray:
         """The part of a photo (h, w, c)."""
@@ -52,10 +47,7 @@ class Block:
 def blocks_of(height: int, width: int) -> list[Block]:
     """The blocks of a photo of this size, row by row."""
     parts = enumerate(itertools.product(_spans(height), _spans(width)))
-    return [
-        Block(number, row, column, h, w, MARGIN if row else 0, MARGIN if column else 0)
-        for number, ((row, h), (column, w)) in parts
-    ]
+    return [Block(number, row, column, h, w) for number, ((row, h), (column, w)) in parts]
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:
@@ -75,19 +67,10 @@ def paste(result: np.ndarray, image: np.ndarray, block: Block, photo: tuple[int,
       image: the block, four times its size.
       photo: (height, width) of the photo.
     """
-    places = [
-        _Place.of(start, length, shared, whole, made)
-        for start, length, shared, whole, made in zip(
-            (block.row, block.column),
-            (block.height, block.width),
-            (block.top, block.left),
-            photo,
-            result.shape[:2],
-            strict=True,
-        )
-    ]
-    rows, columns = places
-    new = _resample(image, rows, columns)
+    rows = _Place.of(block.row, block.height, photo[0], result.shape[0])
+    columns = _Place.of(block.column, block.width, photo[1], result.shape[1])
+    box = (columns.begin, rows.begin, columns.end, rows.end)
+    new = resample(image, rows.stop - rows.start, columns.stop - columns.start, box)
     old = result[rows.start : rows.stop, columns.start : columns.stop]
     share = rows.share[:, None, None] * columns.share[None, :, None]
     if (share == 1).all():
@@ -101,43 +84,29 @@ def paste(result: np.ndarray, image: np.ndarray, block: Block, photo: tuple[int,
 class _Place:
     """Where a block lies along one axis.
 
-    start, stop: pixels of the result. box: the same as a part of the block, in its pixels. share:
+    start, stop: pixels of the result. begin, end: the same in pixels of the restored block. share:
     of the block in every pixel, less than 1 where an earlier one is there.
     """
 
     start: int
     stop: int
-    box: tuple[float, float]
+    begin: float
+    end: float
     share: np.ndarray
 
     @classmethod
-    def of(cls, start: int, length: int, shared: int, whole: int, made: int) -> _Place:
+    def of(cls, start: int, length: int, whole: int, made: int) -> _Place:
+        """Of `length` pixels from `start` on, in a photo of `whole` and a result of `made`."""
+        shared = MARGIN if start else 0
         scale = made / whole
         first = -(-(start + shared // 4) * made // whole) if shared else 0
         last = made if start + length == whole else (start + length) * made // whole
-        inside = [UPSCALE * (place / scale - start) for place in (first, last)]
+        begin, end = (UPSCALE * (place / scale - start) for place in (first, last))
         centres = (np.arange(first, last) + 0.5) / scale - start
         share = np.ones(last - first, np.float32)
         if shared:
             share = np.clip((centres - shared / 4) / (shared / 2), 0, 1).astype(np.float32)
-        return cls(first, last, (inside[0], inside[1]), share)
-
-
-def _resample(image: np.ndarray, rows: _Place, columns: _Place) -> np.ndarray:
-    """The part of a block that belongs to some pixels of the result, see image_io.resample."""
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
-    if (width, height) == (box[2] - box[0], box[3] - box[1]):
-        x, y = round(box[0]), round(box[1])
-        return image[y : y + height, x : x + width]
-    shrinks = height < rows.box[1] - rows.box[0]
-    kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), kernel, box=box))
-        for plane in np.moveaxis(image.astype(np.float32), -1, 0)
-    ]
-    most = np.iinfo(image.dtype).max
-    return np.round(np.clip(np.stack(planes, -1), 0, most)).astype(image.dtype)
+        return cls(first, last, begin, end, share)
 
 
 def check_memory(height: int, width: int, scale: float, itemsize: int = 1) -> None:
@@ -158,7 +127,7 @@ def check_memory(height: int, width: int, scale: float, itemsize: int = 1) -> No
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that this machine has free; None where it does not say."""
+    """Bytes of memory that this machine has free, or has at all; None where it says neither."""
     try:
         with open("/proc/meminfo") as file:
             found = dict(line.split(":", 1) for line in file)

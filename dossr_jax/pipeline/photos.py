@@ -16,7 +16,7 @@ from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from dossr_jax.pipeline.upscaler import Upscaler
+    from dossr_jax.pipeline.upscaler import Restored, Upscaler
 
 Name = TypeVar("Name")
 
@@ -28,15 +28,34 @@ class RestoredPhoto:
     Attributes:
       photo: round(scale h) x round(scale w) pixels in mode, depth and colour space of the input,
         with its metadata, mended for the new size.
-      pre_restored, decoded: the stages at four times the input, without alpha; None for a photo
-        that was restored in blocks.
-      seconds: its share of the wall time of its batch, including compilation.
+      restored: the same and its stages as networks know colours. working: their colour space.
     """
 
     photo: Photo
-    pre_restored: Photo | None
-    decoded: Photo | None
-    seconds: float
+    restored: Restored
+    working: color.Working
+
+    @property
+    def seconds(self) -> float:
+        """Its share of the wall time of its batch, including compilation."""
+        return self.restored.seconds
+
+    @property
+    def pre_restored(self) -> Photo | None:
+        """At four times the input, without alpha; None for a photo that was restored in blocks."""
+        return self._stage(self.restored.pre_restored)
+
+    @property
+    def decoded(self) -> Photo | None:
+        """Before the colour fix; otherwise as pre_restored."""
+        return self._stage(self.restored.decoded)
+
+    def _stage(self, pixels: np.ndarray | None) -> Photo | None:
+        if pixels is None:
+            return None
+        own = self.working.to_own(pixels, self.photo.bits)
+        metadata = files.mended(self.photo.metadata, own.shape[1], own.shape[0])
+        return dataclasses.replace(self.photo, pixels=own, metadata=metadata)
 
 
 def restore_photos(
@@ -72,13 +91,7 @@ def restore_photos(
             pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
         metadata = files.mended(photo.metadata, pixels.shape[1], pixels.shape[0])
         made = dataclasses.replace(photo, pixels=pixels, metadata=metadata)
-        pre_restored, decoded = (
-            None
-            if stage is None
-            else dataclasses.replace(made, pixels=working.to_own(stage, photo.bits))
-            for stage in (result.pre_restored, result.decoded)
-        )
-        yield name, RestoredPhoto(made, pre_restored, decoded, result.seconds)
+        yield name, RestoredPhoto(made, result, working)
 
 
 def fill_transparent(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:

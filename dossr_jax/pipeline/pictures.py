@@ -17,7 +17,6 @@ from dossr_jax.files import Photo, color
 
 ImageLike = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
 Result = np.ndarray | Image.Image
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def is_single(images: Any) -> bool:
@@ -72,7 +71,7 @@ def as_pillow(photo: Photo) -> Image.Image:
 
 def _of_array(array: np.ndarray) -> tuple[Photo, Callable[[Photo], np.ndarray]]:
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in _MODES or 0 in array.shape:
+    if array.ndim not in (2, 3) or not 1 <= channels <= 4 or 0 in array.shape:
         raise UserError(f"array of shape {array.shape} is no image; give (h, w) or (h, w, 1 to 4)")
     pixels = array.reshape(*array.shape[:2], channels)
     if array.dtype in (np.uint8, np.uint16):

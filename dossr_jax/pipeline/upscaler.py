@@ -169,7 +169,7 @@ class Upscaler:
                 raise UserError(f"{name_or_path} is a pre-restorer itself; leave out preprocessor")
             alone = make_preprocessor(name_or_path, dtype=DTYPES[dtype])
             return cls(alone, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
-        model = weights.load_model(_locate(name_or_path), dtype=DTYPES[dtype])
+        model = weights.load_model(locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
             model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
             model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
@@ -385,7 +385,12 @@ class Upscaler:
         return self._contexts[prompt]
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def locate(name_or_path: str | Path) -> Path:
+    """The file or folder of a model that comes with the package, by name, or is given by path.
+
+    Raises:
+      UserError: no such model.
+    """
     if str(name_or_path) in BUILT_IN:
         return Path(str(resources.files("dossr_jax") / "assets" / BUILT_IN[str(name_or_path)]))
     path = Path(name_or_path)
