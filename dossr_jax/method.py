@@ -34,7 +34,9 @@ Shape = tuple[int, int, int]  # of a latent
 @runtime_checkable
 class Apply(Protocol):
     """Runs a network over canvases: (fn, inputs, pixels per latent position of each input and of
-    the output, output channels) -> output, float32 at least."""
+    the output, output channels, rows of images) -> output, float32 at least.
+
+    `of_images`: arrays (b, ...) of which fn gets, after its inputs, the rows of their images."""
 
     def __call__(
         self,
@@ -43,6 +45,7 @@ class Apply(Protocol):
         in_px: Sequence[int],
         out_px: int,
         channels: int,
+        of_images: Sequence[Array] = (),
     ) -> Array: ...
 
 
@@ -52,9 +55,10 @@ def whole(
     in_px: Sequence[int],
     out_px: int,
     channels: int,
+    of_images: Sequence[Array] = (),
 ) -> Array:
     """The canvases at once."""
-    out = fn(*inputs)
+    out = fn(*inputs, *of_images)
     return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
 
@@ -108,17 +112,20 @@ Noise = KeyNoise | StoredNoise
 class Controls:
     """What steers sampling; all of it is traced, so that changing it compiles nothing.
 
-    context, negative_context: prompt embeddings (m, d). The rest are scalars. cfg_scale:
-    classifier-free guidance. strength: factor on the ControlNet's residuals. fidelity: from 0,
-    free, to 1, the LR latent.
+    context, negative_context: prompt embeddings (m, d), of systems that have them. The rest are
+    scalars. cfg_scale: classifier-free guidance. strength: factor on the ControlNet's residuals.
+    fidelity: from 0, free, to 1, the LR latent. pixel_scale, semantic_scale: of PiSA-SR's two
+    adapters.
     """
 
     # A pytree: in place of arrays JAX puts shapes, tracers and placeholders.
-    context: Any
-    negative_context: Any
-    cfg_scale: Any
-    strength: Any
-    fidelity: Any
+    context: Any = None
+    negative_context: Any = None
+    cfg_scale: Any = 1.0
+    strength: Any = 1.0
+    fidelity: Any = 0.0
+    pixel_scale: Any = 1.0
+    semantic_scale: Any = 1.0
 
 
 class Condition(NamedTuple):
@@ -134,15 +141,20 @@ class Condition(NamedTuple):
 class Restoration(NamedTuple):
     """All intermediate results. Images (b, H, W, 3) float, about [0, 1]; latents (b, h, w, z).
 
-    path: every step of the solver, if it was asked for.
+    path: every step of the solver, if it was asked for. Without a solver there are images alone.
     """
 
     pre_restored: Array
-    condition: Condition
-    latents: Array
     decoded: Array
     result: Array
-    path: solver.Path | None
+    condition: Condition | None = None
+    latents: Array | None = None
+    path: solver.Path | None = None
+
+    @classmethod
+    def of(cls, image: Array) -> Restoration:
+        """One image for all of them."""
+        return cls(image, image, image)
 
 
 def encode_lr(
@@ -187,7 +199,7 @@ def make_denoiser(
             return process.guide(*both, controls.cfg_scale)
 
         eps = apply(predict, [x, condition.hint], [1, 1], 1, x.shape[-1])
-        x0 = process.eps_to_x0(x, eps, point.alpha, point.sigma)
+        x0 = process.to_x0(x, eps, point.alpha, point.sigma, model.config.process.prediction)
         return process.toward_lr(x0, condition.x_lr, controls.fidelity)
 
     return denoise
@@ -206,6 +218,24 @@ def decode_latents(
     if fix != "residual":
         return decoded, decoded
     return decoded, pre + decoded - apply(model.decode, [x_lr], [1], unit, 3)
+
+
+def run_solver(
+    denoise: solver.DenoiseFn,
+    condition: Condition,
+    noise_start: Array,
+    shape: Shape,
+    *,
+    table: solver.SolverTable,
+    noise: Noise,
+    keep_path: bool = False,
+    gradient_steps: int | None = None,
+) -> tuple[Latent, solver.Path | None]:
+    """The latents that a solver ends with and, if wanted, its path."""
+    run = denoise, condition.x_lr, table, noise_start, lambda i: noise.step(i, shape)
+    if keep_path:
+        return solver.sample_path(*run)
+    return solver.sample(*run, gradient_steps=gradient_steps), None
 
 
 def restore_images(
@@ -235,11 +265,16 @@ def restore_images(
     noise_posterior, noise_start = noise.initial(shape)
     condition = encode_lr(model, pre, noise_posterior, apply=apply)
     denoise = make_denoiser(model, condition, controls, guided=guided, apply=apply)
-    run = denoise, condition.x_lr, table, noise_start, lambda i: noise.step(i, shape)
-    if keep_path:
-        latents, path = solver.sample_path(*run)
-    else:
-        latents, path = solver.sample(*run, gradient_steps=gradient_steps), None
+    latents, path = run_solver(
+        denoise,
+        condition,
+        noise_start,
+        shape,
+        table=table,
+        noise=noise,
+        keep_path=keep_path,
+        gradient_steps=gradient_steps,
+    )
     decoded, image = decode_latents(model, latents, condition.x_lr, pre, fix, apply=apply)
     result = color_fix(fix, image, pre, UPSCALE * size)
-    return Restoration(pre, condition, latents, decoded, result, path)
+    return Restoration(pre, decoded, result, condition, latents, path)

@@ -14,7 +14,16 @@ from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MODELS, Settings, Upscaler,
 
 _SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 # The other fields of Settings are for comparisons, from Python.
-_PICTURE = ("scale", "seed", "prompt", "negative_prompt", "cfg_scale", "strength")
+_PICTURE = (
+    "scale",
+    "seed",
+    "prompt",
+    "negative_prompt",
+    "cfg_scale",
+    "strength",
+    "pixel_scale",
+    "semantic_scale",
+)
 
 
 def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -> None:

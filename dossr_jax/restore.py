@@ -1,4 +1,4 @@
-"""Restoration as one jitted program: dossr_jax.method on tiles and devices.
+"""Restoration as one jitted program: a system of dossr_jax.systems on tiles and devices.
 
 Canvases carry several images of different sizes, each in its top-left part. Geometry is in units
 of one latent position, f pixels of the result and f/4 pixels of the input wide. A canvas larger
@@ -26,6 +26,7 @@ from dossr_jax.image import is_grey, levels_to_pixels, pixels_to_levels, remove_
 from dossr_jax.method import Controls, Noise, Restoration
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.smooth_areas import keep_smooth_areas
+from dossr_jax.systems import Run, system_of
 from dossr_jax.tiling import tiled
 
 
@@ -84,14 +85,14 @@ def restore(
     """Enlarge a batch of images four times.
 
     Args:
-      graphdef, state: a split :class:`dossr_jax.models.dossr.DoSSR`, or a split RRDBNet alone.
+      graphdef, state: the split networks of any of dossr_jax.systems.
       lr: canvases (b, h, w, 3), uint8, uint16 or float in [0, 1], each image continued by
         reflection below and right of it.
       size: valid part of every canvas in its pixels, int32 (b, 2).
       tiles: int32 (n, 3) rows (image, row, column) in units, the first `count` of them to run;
         unused where layout.tile is None.
       noise: of every image. table: solver, possibly padded. controls: see Controls. All three are
-        unused, and may be absent, without layout.diffuse.
+        unused, and may be absent, where nothing is sampled.
 
     Returns:
       Images of shape (b, 4h, 4w, 3), meaningful in the valid part, uint16 if `lr` is, else uint8;
@@ -105,9 +106,10 @@ def restore(
         in_px: Sequence[int],
         out_px: int,
         channels: int,
+        of_images: Sequence[Array] = (),
     ) -> Array:
         return tiled(
-            lambda index, *batch: fn(*batch),
+            lambda index, *batch: fn(*batch, *(rows[index] for rows in of_images)),
             inputs,
             tiles,
             count,
@@ -128,37 +130,28 @@ def restore(
 
     dtype = jnp.uint16 if lr.dtype == jnp.uint16 else jnp.uint8
     lr = levels_to_pixels(lr)
-    apply = method.whole if layout.tile is None else over_tiles
-    pre = apply(model.pre_restore, [lr], [layout.unit // UPSCALE], layout.unit, 3)
-    grey = is_grey(lr)
-
-    def finish(pre: Array, decoded: Array, fixed: Array) -> Images:
-        valid = valid_part(fixed, UPSCALE * size)
-        finite = jnp.all(jnp.isfinite(fixed) | ~valid, axis=(1, 2, 3))
-        result = keep_area_means(fixed, lr, size)
-        if dtype == jnp.uint16:
-            result = keep_smooth_areas(result, lr, size)
-        pre, decoded, result = (
-            pixels_to_levels(remove_color(image, grey), dtype, truncate=layout.truncate)
-            for image in (pre, decoded, result)
-        )
-        return Images(pre, decoded, result, finite)
-
-    if not layout.diffuse:
-        return finish(pre, pre, pre)
-    assert noise is not None and table is not None and controls is not None
-    restored = method.restore_images(
-        model,
-        pre,
-        size,
+    run = Run(
+        size=size,
+        apply=method.whole if layout.tile is None else over_tiles,
+        noise=noise,
         table=table,
         controls=controls,
-        noise=noise,
         fix=layout.color_fix,
         guided=layout.guided,
+        diffuse=layout.diffuse,
         keep_path=layout.keep,
-        apply=apply,
     )
+    restored = system_of(model.config).restore(model, lr, run)
     if layout.keep:
         return restored
-    return finish(pre, restored.decoded, restored.result)
+    valid = valid_part(restored.result, UPSCALE * size)
+    finite = jnp.all(jnp.isfinite(restored.result) | ~valid, axis=(1, 2, 3))
+    result = keep_area_means(restored.result, lr, size)
+    if dtype == jnp.uint16:
+        result = keep_smooth_areas(result, lr, size)
+    grey = is_grey(lr)
+    pre, decoded, result = (
+        pixels_to_levels(remove_color(image, grey), dtype, truncate=layout.truncate)
+        for image in (restored.pre_restored, restored.decoded, result)
+    )
+    return Images(pre, decoded, result, finite)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from helpers.models import TINY
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import RRDBConfig, TextConfig
 from dossr_jax.models import layers
 from dossr_jax.models.discriminator import Discriminator
@@ -76,4 +76,4 @@ def test_nothing_is_drawn(monkeypatch):
     monkeypatch.setattr(layers.Shapes, "params", lambda self: None)
     monkeypatch.setattr(jax.random, "normal", draw)
     monkeypatch.setattr(jax.random, "truncated_normal", draw)
-    weights.abstract_model(WHOLE)
+    systems.abstract_model(WHOLE)

@@ -10,7 +10,7 @@ from flax import nnx
 from helpers.models import randomised
 from helpers.small import SMALL, make_batch, make_config
 
-from dossr_jax import parallel, weights
+from dossr_jax import parallel, systems, weights
 from dossr_jax.models.efficientnet import EfficientNetLite0
 from dossr_jax.training import params as run_params
 from dossr_jax.training import state as run_state
@@ -93,7 +93,7 @@ def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):
             if name.startswith(prefix)
         )
     model = run_state.trained_model(start._replace(state=state))
-    plain = weights.abstract_model(SMALL)
+    plain = systems.abstract_model(SMALL)
     assert [n for n, _ in weights.names_and_params(model)] == [
         n for n, _ in weights.names_and_params(plain)
     ]

@@ -8,14 +8,14 @@ import pytest
 from helpers.models import tiny_model
 from PIL import Image
 
-from dossr_jax import cli, image_io, weights
+from dossr_jax import cli, image_io, systems, weights
 from dossr_jax.pipeline import blocks
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save_model(path, tiny_model())
+    systems.save_model(path, tiny_model())
     return path
 
 
@@ -176,7 +176,7 @@ def test_a_wrong_checkpoint_is_one_line(run, photos, model_file, tmp_path, kind)
         arrays = {n: np.asarray(p[...]) for n, p in weights.names_and_params(model)}
         arrays["unet.conv_out.bias"] = np.zeros(7, np.float32)
         del arrays["unet.norm_out.scale"]
-        header = weights.metadata_for(model.config)
+        header = systems.metadata_for(model.config)
         weights.write_safetensors(path, arrays, header)
     status, results, err = run(photos, model=path)
     assert (status, results) == (2, {})

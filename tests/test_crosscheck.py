@@ -13,7 +13,7 @@ import pytest
 from helpers.folders import OTHER, write_model
 from safetensors.numpy import load_file, save_file
 
-from dossr_jax import method, restore, weights
+from dossr_jax import method, restore, systems, weights
 from dossr_jax.crosscheck import main, report
 from dossr_jax.crosscheck.entries import HOST, RESTORE, Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, open_folder
@@ -222,7 +222,7 @@ def test_quarter_is_pytorchs_bicubic():
 def write_other_folder(folder):
     """A folder of other sizes, whose stages are still to be filled in."""
     rng = np.random.default_rng(0)
-    model = weights.abstract_model(OTHER, dtype=jnp.float32, param_dtype=jnp.float32)
+    model = systems.abstract_model(OTHER, dtype=jnp.float32, param_dtype=jnp.float32)
     tensors = {}
     for name, param in weights.names_and_params(model):
         draw = rng.normal(size=param.shape) / np.sqrt(np.prod(param.shape[:-1], initial=1))

@@ -13,7 +13,7 @@ from helpers.pictures import picture, save
 from helpers.small import SMALL
 from test_cli import assert_one_error
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.evaluate import bicubic, make_lr, score
 from dossr_jax.evaluate.__main__ import main
 from dossr_jax.evaluate.scores import OWN
@@ -29,7 +29,7 @@ def network():
 @pytest.fixture(scope="module")
 def model_file(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save_model(path, network)
+    systems.save_model(path, network)
     return path
 
 

@@ -13,13 +13,13 @@ from helpers.small import make_batch, make_config
 from test_prepare import assert_same_files, records
 from test_training import begin
 
-from dossr_jax import weights
+from dossr_jax import systems
 from dossr_jax.config import DataConfig
-from dossr_jax.convert.rrdb import preprocessor
 from dossr_jax.data import degradation, pairs, prepare
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Record, open_source
 from dossr_jax.errors import UserError
+from dossr_jax.systems.rrdb import preprocessor
 from dossr_jax.training import params, step
 from dossr_jax.training.stages.base import pre_restore_crops
 
@@ -128,7 +128,7 @@ def test_other_weights_in_that_file_are_another_data_set(photos, whole, model, c
     options = ["--tile", SIDE, "--degrade", *PRESETS, "--pre-restore", model, "--copies", 2]
     before = model.read_bytes()
     try:
-        weights.save_model(model, weights.load_model(model), notes={"training": "[]"})
+        systems.save_model(model, systems.load_model(model), notes={"training": "[]"})
         assert model.read_bytes() != before
         assert command(photos, whole, *options) == 0
         write_model(model, TINY, seed=1)

@@ -6,7 +6,7 @@ import numpy as np
 from helpers.distributed_worker import ROOT
 from helpers.runs import write_pairs
 
-from dossr_jax import weights
+from dossr_jax import systems
 from dossr_jax.config import StageConfig, from_json, to_json
 from dossr_jax.config.train import TrainConfig
 from dossr_jax.training.cli import main
@@ -62,7 +62,7 @@ def test_a_file_of_ones_own_trains_resumes_and_refuses_what_it_does_not_read(tmp
     command = ["--config", file, "--data", pairs, "--output", tmp_path / "run"]
     assert main([*map(str, command)]) == 0
     assert main([*map(str, command), "--steps", "3"]) == 0
-    _, tensors = weights.open_model(tmp_path / "run" / "model.safetensors")
+    _, tensors = systems.open_model(tmp_path / "run" / "model.safetensors")
     assert np.isfinite(tensors["rrdb.conv_first.kernel"].load()).all()
     assert "resumed at step 2, stage charbonnier" in capsys.readouterr().err
     assert main([*map(str, command), "--steps", "3", "--set", "stage.width=0.1"]) == 2

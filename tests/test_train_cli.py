@@ -12,12 +12,12 @@ from helpers.pictures import picture, save
 from helpers.runs import write_model, write_pairs
 from helpers.small import SMALL
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import to_json
 from dossr_jax.convert.__main__ import main as convert
-from dossr_jax.convert.readers import read_checkpoint
 from dossr_jax.errors import BAD_INPUT
 from dossr_jax.pipeline import Upscaler
+from dossr_jax.pytorch.readers import read_checkpoint
 from dossr_jax.training.cli import main
 from dossr_jax.training.experiments import configs_folder, list_configs, load_config
 
@@ -75,8 +75,8 @@ def test_trains_and_writes_models_that_restore(command, init, tmp_path, capsys):
     capsys.readouterr()
     other = ["--export-dtype", "float32", "--export-sampler", "fidelity=0.6"]
     assert command("--export", exported, *other) == 0
-    config, _ = weights.open_model(exported)
-    assert config.sampler == dataclasses.replace(weights.open_model(init)[0].sampler, fidelity=0.6)
+    config, _ = systems.open_model(exported)
+    assert config.sampler == dataclasses.replace(systems.open_model(init)[0].sampler, fidelity=0.6)
     assert f"wrote {exported}" in capsys.readouterr().out
     for name, value in arrays(exported).items():
         np.testing.assert_array_equal(value, model[name])
@@ -94,13 +94,13 @@ def test_the_model_is_the_average(command, tmp_path):
 
 def test_an_autoencoder_learns_the_scale_of_its_latents(command, tmp_path):
     assert command("--set", 'stage={"name": "vae"}') == 0
-    config = weights.load_model(tmp_path / "run" / "model.safetensors").config
+    config = systems.load_model(tmp_path / "run" / "model.safetensors").config
     assert config.vae.scale_factor != SMALL.vae.scale_factor
     # The next stage takes it from the file.
     model = tmp_path / "run" / "model.safetensors"
     prior = ("--set", 'stage={"name": "prior"}')
     assert command(*prior, "--output", tmp_path / "p", "--init", model) == 0
-    assert weights.load_model(tmp_path / "p" / "model.safetensors").config == config
+    assert systems.load_model(tmp_path / "p" / "model.safetensors").config == config
     # And what was said of its training, to which each stage adds an entry.
     _, header = weights.read_safetensors(tmp_path / "p" / "model.safetensors")
     entries = json.loads(header["training"])
@@ -112,7 +112,7 @@ def test_export_to_pytorch(golden_dir, tmp_path):
     """Trained weights come out under the release's keys, at the release's own architecture."""
     init = tmp_path / "golden.safetensors"
     assert convert([str(golden_dir), str(init)]) == 0
-    model = weights.load_model(init).config
+    model = systems.load_model(init).config
     unit = model.vae.downscale * model.unet.downscale
     changes = f"""
 from dossr_jax.config import DoSSRConfig, from_json

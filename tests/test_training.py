@@ -10,16 +10,16 @@ from flax import nnx
 from helpers.models import tiny_model
 from helpers.small import SMALL, STAGES, make_batch, make_config
 
-from dossr_jax import method, parallel, weights
+from dossr_jax import method, parallel, systems, weights
 from dossr_jax.area_means import keep_area_means
 from dossr_jax.config import ConfigError, ParallelConfig, SamplerConfig, VAEConfig
-from dossr_jax.convert.release import load_release
-from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
+from dossr_jax.systems.dossr.release import load_release
+from dossr_jax.systems.rrdb import read_rrdb
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.params import make_model
@@ -148,7 +148,7 @@ def test_the_configurations_sampler_is_the_one_that_a_run_trains_for(tmp_path):
     image itself."""
     _, run = begin("dossr")
     path = tmp_path / "plain.safetensors"
-    weights.save_model(path, run_state.trained_model(run))
+    systems.save_model(path, run_state.trained_model(run))
     sampler = dataclasses.replace(run.config.model.sampler, color_fix="residual", fidelity=0.5)
     config = dataclasses.replace(run.config.model, sampler=sampler)
     _, run = begin("dossr", init=path, model=config)
@@ -244,7 +244,7 @@ def test_a_run_starts_from_a_file_and_keeps_its_scale_factor(tmp_path):
     model = make_model(SMALL, 3, zero_output=True)
     vae = dataclasses.replace(SMALL.vae, scale_factor=0.7)
     model.config = dataclasses.replace(SMALL, vae=vae)
-    weights.save_model(tmp_path / "m.safetensors", model)
+    systems.save_model(tmp_path / "m.safetensors", model)
     parallel_config = ParallelConfig(frozen_dtype="bfloat16")
     _, run = begin("rrdb", tmp_path / "m.safetensors", parallel=parallel_config)
     assert run.config.model.vae.scale_factor == 0.7
@@ -256,7 +256,7 @@ def test_a_run_starts_from_a_file_and_keeps_its_scale_factor(tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-    weights.save_model(tmp_path / "m", make_model(SMALL, 0, zero_output=True))
+    systems.save_model(tmp_path / "m", make_model(SMALL, 0, zero_output=True))
     other = dataclasses.replace(SMALL, rrdb=dataclasses.replace(SMALL.rrdb, growth=8))
     with pytest.raises(UserError, match="networks"):
         begin("rrdb", tmp_path / "m", model=other)
@@ -322,7 +322,7 @@ def test_a_pre_restorer_may_start_as_some_blocks_of_another(tmp_path):
     """Block i of the run is block `blocks[i]` of the file; all else is the file's."""
     rrdb = dataclasses.replace(SMALL.rrdb, num_blocks=3)
     other = tmp_path / "other.safetensors"
-    weights.save_model(other, tiny_model(config=dataclasses.replace(SMALL, rrdb=rrdb)))
+    systems.save_model(other, tiny_model(config=dataclasses.replace(SMALL, rrdb=rrdb)))
     _, tensors = read_rrdb(other)
     model = dataclasses.replace(SMALL, rrdb=dataclasses.replace(rrdb, num_blocks=2))
     _, run = begin("rrdb", model=model, start=str(other), blocks=(0, 2))
@@ -337,7 +337,7 @@ def test_a_pre_restorer_may_start_as_some_blocks_of_another(tmp_path):
 def test_an_exported_pre_restorer_lies_between_its_start_and_what_it_learnt(tmp_path):
     """`start_share` s of the start and 1 - s of the learnt weights; nothing else moves."""
     start = tmp_path / "start.safetensors"
-    weights.save_model(start, tiny_model())
+    systems.save_model(start, tiny_model())
     _, tensors = read_rrdb(start)
     stage = RRDBStage(start=str(start), start_share=0.25)
     learnt = make_model(SMALL, 1, zero_output=True)

@@ -5,7 +5,16 @@ Every network is built from exactly one of these classes, and a saved model carr
 """
 
 from dossr_jax.config.base import ConfigError, configuration, from_json, to_json, with_changes
-from dossr_jax.config.model import DoSSRConfig, RRDBConfig, TextConfig, UNetConfig, VAEConfig
+from dossr_jax.config.model import (
+    DoSSRConfig,
+    LatentConfig,
+    ModelConfig,
+    RRDBConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    read_model_config,
+)
 from dossr_jax.config.sampler import MAX_STEPS, SAMPLERS, ProcessConfig, SamplerConfig
 from dossr_jax.config.train import (
     DataConfig,
@@ -21,6 +30,8 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DoSSRConfig",
+    "LatentConfig",
+    "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "ProcessConfig",
@@ -33,6 +44,7 @@ __all__ = [
     "VAEConfig",
     "configuration",
     "from_json",
+    "read_model_config",
     "to_json",
     "with_changes",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from dossr_jax.config.base import ConfigError, configuration
+from dossr_jax.config.base import ConfigError, configuration, from_json
 from dossr_jax.config.sampler import ProcessConfig, SamplerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -22,6 +23,39 @@ def _check_groups(widths: list[int], groups: int, head_dim: int = 1) -> None:
                 + (f" and heads of head_dim {head_dim}" if head_dim > 1 else "")
                 + "; choose divisors of all channel counts"
             )
+
+
+@configuration
+class ModelConfig:
+    """Base of the configurations of whole models. A subclass has a `system`, which names its kind.
+
+    Subclasses register themselves by that name, so that a stored model finds its system.
+    """
+
+    known: ClassVar[dict[str, type[ModelConfig]]] = {}
+    system: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if isinstance(name := cls.__dict__.get("system"), str):
+            ModelConfig.known[name] = cls
+
+
+def read_model_config(text: str) -> ModelConfig:
+    """The configuration of a model of any system, from the JSON that :func:`to_json` wrote.
+
+    Raises:
+      ConfigError: malformed text, an unknown system, unknown fields or wrong values.
+    """
+    try:
+        values = json.loads(text)
+        name = values.get("system", "dossr")  # files written before there were others
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"not a configuration ({error})") from None
+    if name not in ModelConfig.known:
+        known = ", ".join(sorted(ModelConfig.known))
+        raise ConfigError(f"system {json.dumps(name)}: unknown; there are {known}")
+    return from_json(ModelConfig.known[name], text)
 
 
 @configuration
@@ -92,15 +126,21 @@ class VAEConfig:
         """Pixels per latent position along each side (8 for SD)."""
         return self.patch_size * 2 ** (len(self.channel_mult) - 1)
 
+    @property
+    def encoder_channels(self) -> int:
+        """Channels that the encoder puts out: mean and log variance of the latent."""
+        return 2 * self.z_channels
+
 
 @configuration
-class RRDBConfig:
+class RRDBConfig(ModelConfig):
     """RRDBNet.
 
     `scale` 4 feeds the image as it is, 2 and 1 fold 2x2 and 4x4 pixels into channels first; the
     trunk always enlarges its input 4 times.
     """
 
+    system: Literal["rrdb"] = "rrdb"
     in_channels: Count = 3
     out_channels: Count = 3
     num_features: Count = 64
@@ -137,21 +177,18 @@ class TextConfig:
 
 
 @configuration
-class DoSSRConfig:
-    """A whole model: UNet, its ControlNet, VAE, pre-restorer, process and stored embeddings.
+class LatentConfig(ModelConfig):
+    """What the systems on Stable Diffusion 2.1 share: UNet, VAE, process, sampler and prompts.
 
-    `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
     `text` is None where the text tower does not travel with the weights. `context_length` is the
     number of tokens of the stored prompt embeddings.
     """
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    rrdb: RRDBConfig = RRDBConfig()
     process: ProcessConfig = ProcessConfig()
     sampler: SamplerConfig = SamplerConfig()
     text: TextConfig | None = None
-    shared_encoder: bool = True
     context_length: Count = 77
     prompt: str = "clean, high-resolution, 8k"
     negative_prompt: str = ""
@@ -163,3 +200,15 @@ class DoSSRConfig:
                 raise ConfigError(
                     f"unet.{name} {channels}: must equal vae.z_channels {self.vae.z_channels}"
                 )
+
+
+@configuration
+class DoSSRConfig(LatentConfig):
+    """DoSSR: a ControlNet and a pre-restorer beside the networks of Stable Diffusion.
+
+    `shared_encoder`: the hint encoder equals the VAE encoder, is not stored and runs once.
+    """
+
+    system: Literal["dossr"] = "dossr"
+    rrdb: RRDBConfig = RRDBConfig()
+    shared_encoder: bool = True

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dossr_jax.config.base import configuration
+from dossr_jax.config.base import ConfigError, configuration
 
 MAX_STEPS = 50  # rows of the compiled solver table
 
+Prediction = Literal["eps", "v"]
 Eta = Literal["trunc_12", "trunc_13", "trunc_23"]
 Order = Literal[1, 2, 3]
 Solver = Literal["sde", "ode", "asinh"]
@@ -26,12 +27,25 @@ ColorFix = Literal["wavelet", "residual", "adain", "none"]
 
 @configuration
 class ProcessConfig:
-    """Noise schedule ("scaled linear" beta) and shifting sequence."""
+    """Noise schedule ("scaled linear" beta), shifting sequence, and what the network predicts.
+
+    `prediction`: the noise, or v = alpha eps - sigma x0 (arXiv 2202.00512). `zero_snr`: alpha is
+    moved and scaled so that it is 0 at the last time (arXiv 2305.08891).
+    """
 
     timesteps: Annotated[int, Field(ge=6)] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0120
     eta: Eta = "trunc_12"
+    prediction: Prediction = "eps"
+    zero_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero_snr and self.prediction == "eps":
+            raise ConfigError(
+                "zero_snr true: x is noise alone at the last time, of which eps says nothing; "
+                "choose prediction v"
+            )
 
 
 @configuration

@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", metavar="INPUT", type=Path, help="what to convert, see below")
+    parser.add_argument(
+        "inputs", metavar="INPUT", type=Path, nargs="+", help="what to convert, see below"
+    )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="file or folder to write")
     parser.add_argument(
         "--to",

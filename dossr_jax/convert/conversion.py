@@ -7,29 +7,25 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from dossr_jax import weights
-from dossr_jax.convert import diffusers, release
-from dossr_jax.convert.context import with_context, without_text
-from dossr_jax.convert.infer import config_from_release_yaml
-from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.release import Model
-from dossr_jax.convert.rrdb import read_rrdb
-from dossr_jax.convert.tables import CONTROL_PREFIX, TEXT_PREFIX, UNET_PREFIX
+from dossr_jax import systems, weights
+from dossr_jax.convert.reading import Options, read, with_prompts
 from dossr_jax.errors import UserError
-from dossr_jax.weights import CROSSCHECK_FILES, Kind, Lazy
+from dossr_jax.pytorch.tables import TEXT_PREFIX
+from dossr_jax.systems import Model
+from dossr_jax.systems.dossr import diffusers
+from dossr_jax.weights import Lazy
 
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 def convert(
-    input: str | Path,
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     to: str = "dossr",
@@ -42,28 +38,29 @@ def convert(
     ema: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Convert one checkpoint; arguments are those of the command line.
+    """Convert one checkpoint, of one file or several; arguments are those of the command line.
 
     Raises:
       UserError: anything wrong with the input or the place of the output; nothing is written.
     """
-    source, target = Path(input), Path(output)
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    sources, target = [Path(path) for path in given], Path(output)
+    source = sources[0]
     _check_target(target, to, overwrite)
-    own = weights.is_model(source)
-    model = _read(source, own=own, rrdb=rrdb, config=config, head_dim=head_dim, ema=ema)
-    if keep_text and model.config.text is None:
+    own = len(sources) == 1 and systems.is_model(source)
+    options = Options(rrdb=rrdb, config=config, head_dim=head_dim, ema=ema)
+    model = read(sources, options)
+    if keep_text and getattr(model.config, "text", None) is None:
         raise UserError(f"{source}: has no text tower that --keep-text could keep")
     if context is None and (source / "golden.npz").is_file():
         context = source / "golden.npz"
     if to in ("dossr", "orbax"):
-        model = with_context(model, context)
-        if not (keep_text or own):
-            model = without_text(model)
+        model = with_prompts(model, context, keep_text=keep_text or own)
     if dtype != "keep":
         model = dataclasses.replace(
             model,
             tensors={
-                name: t if name.startswith(weights.BUFFER_PREFIX) else _cast(source, name, t, dtype)
+                name: t if name.startswith(systems.BUFFER_PREFIX) else _cast(source, name, t, dtype)
                 for name, t in model.tensors.items()
             },
         )
@@ -73,57 +70,6 @@ def convert(
     else:
         _write(target, to, model)
     print(f"wrote {target} ({_size(target) / 1e6:.1f} MB)")
-
-
-def _read(
-    path: Path,
-    *,
-    own: bool,
-    rrdb: str | None,
-    config: str | Path | None,
-    head_dim: int | None,
-    ema: bool,
-) -> Model:
-    """Read a model from any kind of file or folder; `own` where it is one of our model files."""
-    configured = config is not None or head_dim is not None
-    if own and configured:
-        raise UserError(f"{path}: carries its configuration; leave out --config and --head-dim")
-    kind = weights.kind_of(path)
-    if ema and (own or kind is Kind.DIFFUSERS):
-        raise UserError(f"{path}: has one set of weights; leave out --ema")
-    pair = None if rrdb is None else read_rrdb(rrdb)
-    if own:
-        model = Model(*weights.open_model(path))
-        return model if pair is None else release.with_rrdb(model, pair)
-    if kind is Kind.DIFFUSERS:
-        if configured:
-            raise UserError(
-                f"{path}: has its configuration in config.json files; leave out --config and "
-                "--head-dim"
-            )
-        return diffusers.read_diffusers(path, _need_rrdb(path, pair))
-    if kind is Kind.CROSSCHECK:
-        weights_file, yaml_file = (path / name for name in CROSSCHECK_FILES)
-        path, config = weights_file, config or yaml_file
-    state = read_checkpoint(path)
-    options: dict[str, Any] = {
-        "config": None if config is None else config_from_release_yaml(config),
-        "head_dim": head_dim,
-        "ema": ema,
-    }
-    if state.has(CONTROL_PREFIX):
-        return release.read_release(state, rrdb=pair, **options)
-    if state.has(UNET_PREFIX):
-        return release.read_sd(state, _need_rrdb(path, pair), **options)
-    if any("conv_first." in name or ".RDB1." in name for name in state.tensors):
-        raise UserError(
-            f"{path}: an RRDBNet alone; join it to SD 2.1 with --rrdb, or restore with "
-            "it as it is: --preprocessor"
-        )
-    raise UserError(
-        f"{path}: neither a DoSSR nor an SD 2.x checkpoint (its first key is "
-        f"{next(iter(state.tensors), 'missing')}); check the path"
-    )
 
 
 def _cast(source: Path, name: str, tensor: Lazy, dtype: str) -> Lazy:
@@ -140,15 +86,6 @@ def _cast(source: Path, name: str, tensor: Lazy, dtype: str) -> Lazy:
         return array
 
     return dataclasses.replace(cast, load=load)
-
-
-def _need_rrdb(path: Path, rrdb: release.RRDB | None) -> release.RRDB:
-    if rrdb is None:
-        raise UserError(
-            f"{path}: an SD model without a pre-restorer; add one with --rrdb FILE or "
-            "--rrdb realesrgan"
-        )
-    return rrdb
 
 
 def _check_target(path: Path, to: str, overwrite: bool) -> None:
@@ -225,11 +162,13 @@ def _progress(tensors: Mapping[str, Lazy]) -> Iterator[dict[str, Lazy]]:
 def _write(path: Path, to: str, model: Model) -> None:
     """Write a model in one of the forms but diffusers'."""
     write = weights.write_orbax if to == "orbax" else weights.write_safetensors
-    tensors, metadata = model.tensors, weights.metadata_for(model.config)
+    tensors, metadata = model.tensors, systems.metadata_for(model.config)
     if to == "release":
-        tensors, metadata = release.export_release(model), {"format": "pt"}
-        text = model.config.text
-        if text is None or text.skip_layers == 0:
+        system = systems.system_of(model.config)
+        assert system.export is not None
+        tensors, metadata = system.export(model), {"format": "pt"}
+        text = getattr(model.config, "text", None)
+        if model.config.system == "dossr" and (text is None or text.skip_layers == 0):
             print(
                 f"  {'no' if text is None else 'a shortened'} text tower in it: the release loads "
                 f"this strictly only once the missing {TEXT_PREFIX}* keys are added"
@@ -240,6 +179,8 @@ def _write(path: Path, to: str, model: Model) -> None:
 
 
 def _write_diffusers(path: Path, model: Model) -> None:
+    if model.config.system != "dossr":
+        raise UserError(f"{path}: --to diffusers is for DoSSR, this is {model.config.system}")
     parts = diffusers.export_diffusers(model)
     _check_space(path, (t for _, tensors in parts.values() for t in tensors.values()))
     print(

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import DoSSRConfig
-from dossr_jax.convert.context import with_context, without_text
-from dossr_jax.convert.infer import config_from_release_yaml
-from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.release import read_release
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.pytorch.infer import config_from_release_yaml
+from dossr_jax.pytorch.readers import read_checkpoint
+from dossr_jax.systems.dossr.context import with_context, without_text
+from dossr_jax.systems.dossr.release import read_release
 from dossr_jax.weights import Lazy
 
 WEIGHTS, CONFIG, ARRAYS = "weights.safetensors", "config.yaml", "golden.npz"
@@ -56,7 +56,7 @@ def open_folder(path: str | Path) -> Folder:
     model = without_text(with_context(model, path / ARRAYS))
     parameters, buffers = {}, {}
     for name, tensor in model.tensors.items():
-        if name.startswith(weights.BUFFER_PREFIX):
+        if name.startswith(systems.BUFFER_PREFIX):
             buffers[name] = tensor.load()
         else:
             parameters[name] = tensor
@@ -65,7 +65,7 @@ def open_folder(path: str | Path) -> Folder:
 
 def build_model(folder: Folder, dtype: Any) -> DoSSR:
     """The model with the folder's weights, parameters and arithmetic in `dtype`."""
-    model = weights.abstract_model(folder.config, dtype=dtype, param_dtype=dtype)
+    model = systems.abstract_model(folder.config, dtype=dtype, param_dtype=dtype)
     weights.fill(model, folder.parameters, str(folder.path / WEIGHTS))
     return model
 

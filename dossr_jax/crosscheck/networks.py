@@ -14,8 +14,6 @@ from jax import Array
 
 from dossr_jax import method, restore
 from dossr_jax.config import SamplerConfig
-from dossr_jax.convert.state import State, to_torch
-from dossr_jax.convert.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.crosscheck import programs
 from dossr_jax.crosscheck.entries import Entry, find_entries
 from dossr_jax.crosscheck.folder import Archive, Folder, build_model
@@ -24,6 +22,8 @@ from dossr_jax.diffusion import process, schedule, solver
 from dossr_jax.image import color_fix, pixels_to_levels
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.unet import encoder_channels, timestep_embedding
+from dossr_jax.pytorch.state import State, to_torch
+from dossr_jax.pytorch.tables import CONTROL_PREFIX, control_table, with_prefix
 from dossr_jax.restore import Layout
 from dossr_jax.weights import lazy
 

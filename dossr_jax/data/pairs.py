@@ -23,11 +23,11 @@ from jax import Array
 from tqdm import tqdm
 
 from dossr_jax import parallel
-from dossr_jax.convert.rrdb import preprocessor, read_rrdb
 from dossr_jax.data import dataset, degradation, tiles
 from dossr_jax.data.dataset import MAX_SHARDS, Shard, Tally
 from dossr_jax.data.sources import SCALE, Prepared, Record, splits_of
 from dossr_jax.errors import UserError
+from dossr_jax.systems.rrdb import preprocessor, read_rrdb
 
 _SHARD_TILES = 128  # work that an interruption may cost
 
@@ -38,7 +38,7 @@ class PairOptions:
 
     Every tile is degraded `copies` times, each time by one of the presets `degrade`, drawn
     uniformly; tiles that bring their LR images need none. `pre_restore` names a model (see
-    dossr_jax.convert.rrdb.read_rrdb). `limit` tiles of a split are used, evenly spaced; 0: all.
+    dossr_jax.systems.rrdb.read_rrdb). `limit` tiles of a split are used, evenly spaced; 0: all.
     `batch_size` tiles are computed at once, over all devices.
     """
 

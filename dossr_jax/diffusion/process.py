@@ -11,6 +11,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from dossr_jax.config.sampler import Prediction
+
 Latent = Float[Array, "b h w c"]
 Level = Array | float  # a number, or an array that broadcasts over the latent
 
@@ -40,6 +42,17 @@ def eps_to_x0(x: Latent, eps: Latent, alpha: Level, sigma: Level) -> Latent:
     It is trained to be x0 itself, not the mixture of x0 and x_lr that x is centred on.
     """
     return (x - sigma * eps) / alpha
+
+
+def v_to_x0(x: Latent, v: Latent, alpha: Level, sigma: Level) -> Latent:
+    """The data prediction that v = alpha eps - sigma x0 stands for, also where alpha is 0."""
+    return alpha * x - sigma * v
+
+
+def to_x0(x: Latent, output: Latent, alpha: Level, sigma: Level, prediction: Prediction) -> Latent:
+    """The data prediction that a network's output stands for, by what it predicts."""
+    convert = v_to_x0 if prediction == "v" else eps_to_x0
+    return convert(x, output, alpha, sigma)
 
 
 def x0_to_eps(x: Latent, x0: Latent, alpha: Level, sigma: Level) -> Latent:

@@ -159,9 +159,11 @@ def make_eta(name: str, timesteps: int) -> tuple[np.ndarray, int]:
 
 def make_schedule(process: ProcessConfig) -> Schedule:
     """Schedule of a configuration."""
-    alphas_cumprod = np.cumprod(1 - make_betas(process))
+    alpha = np.sqrt(np.cumprod(1 - make_betas(process)))
+    if process.zero_snr:
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     eta, t1 = make_eta(process.eta, process.timesteps)
-    return Schedule(np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod), eta, t1)
+    return Schedule(alpha, np.sqrt(1 - alpha**2), eta, t1)
 
 
 def release_buffers(process: ProcessConfig) -> dict[str, np.ndarray]:

@@ -208,6 +208,26 @@ def make_table(
     return SolverTable(rows, SolverEnds(np.float64(from_lr), init_noise, m_out, shift_out))
 
 
+def one_step_table(t: float, alpha: float, sigma: float) -> SolverTable:
+    """One evaluation at time `t` of x = x_lr itself, without noise: its prediction is the result.
+
+    alpha, sigma: how the prediction of x0 follows from the network's output.
+    """
+    row = SolverRows(
+        t=np.array([t], np.float64),
+        alpha=np.array([alpha], np.float64),
+        sigma=np.array([sigma], np.float64),
+        eta=np.zeros(1),
+        m=np.ones(1),
+        shift=np.zeros(1),
+        c_y=np.zeros(1),
+        c_x0=np.array([[1.0, 0.0, 0.0]]),
+        c_noise=np.zeros(1),
+        active=np.ones(1, bool),
+    )
+    return SolverTable(row, SolverEnds(*map(np.float64, (1, 0, 1, 0))))
+
+
 def pad_table(table: SolverTable, rows: int) -> SolverTable:
     """The same table with inactive rows appended up to `rows`: one shape for many step counts."""
     steps = len(table.rows.t)

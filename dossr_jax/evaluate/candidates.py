@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dossr_jax.config import LatentConfig
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import bicubic
 from dossr_jax.image import pad_to, pixels_to_levels
 from dossr_jax.pipeline import Settings, Upscaler
 from dossr_jax.pipeline.buckets import round_up
+from dossr_jax.systems import System
 
 _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
 BASELINES = (
@@ -62,19 +64,22 @@ def make_model(
             yield image, result if isinstance(result, UserError) else result.image
 
     counts = upscaler.parameters
-    used = counts.keys() - {"text"} if settings.diffuse else {"rrdb"}
+    system = upscaler.system
+    used = counts.keys() - {"text"} if settings.diffuse else {system.pre_restorer}
     # Guidance evaluates the network twice per step.
-    evaluations = settings.sampler.steps * (1 if settings.cfg_scale == 1 else 2)
+    evaluations = settings.sampler.steps * (2 if system.guided(settings) else 1)
     return Candidate(
         name,
-        description or _describe(settings),
+        description or _describe(system, settings),
         restore,
         parameters=sum(counts[network] for network in used),
-        evaluations=evaluations if settings.diffuse else 0,
+        evaluations=evaluations if settings.diffuse and system.samples else 0,
     )
 
 
-def _describe(settings: Settings) -> str:
+def _describe(system: System, settings: Settings) -> str:
+    if not system.samples:
+        return f"{system.title}, one pass"
     if not settings.diffuse:
         return "the pre-restorer alone"
     sampler = settings.sampler
@@ -141,7 +146,13 @@ def _make_bicubic(scale: float) -> Candidate:
 
 
 def _make_autoencoder(upscaler: Upscaler) -> Candidate:
-    """The ground truth through a model's autoencoder: what its latents can carry at best."""
+    """The ground truth through a model's autoencoder: what its latents can carry at best.
+
+    Raises:
+      UserError: the model's system has no VAE.
+    """
+    if not isinstance(upscaler.config, LatentConfig):
+        raise UserError(f"baseline autoencoder: {upscaler.system.title} has no VAE; leave it out")
 
     def restore(images: Iterable[Named]) -> Iterator[Outcome]:
         """Restore whole images, padded to what the networks need."""

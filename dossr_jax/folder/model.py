@@ -6,10 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from dossr_jax.convert import find_packaged
-from dossr_jax.convert.rrdb import PACKAGED
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline.upscaler import locate
+from dossr_jax.systems.rrdb import PACKAGED, find_packaged
 
 # Up to this size a file is hashed whole.
 _WHOLE = 100 * 10**6

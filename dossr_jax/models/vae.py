@@ -82,7 +82,7 @@ class Level(nnx.Module):
 class VAEEncoder(nnx.Module):
     """Image (b, h, w, 3) in [-1, 1] -> moments (b, h/f, w/f, 2 z), f = config.downscale.
 
-    The quantisation convolution is part of it.
+    Its channels are config.encoder_channels. The quantisation convolution is part of it.
     """
 
     def __init__(self, config: VAEConfig, **options: Unpack[LayerOptions]):
@@ -116,8 +116,8 @@ class VAEEncoder(nnx.Module):
         )
         self.mid = Mid(make, widths[-1], config)
         self.norm_out = make.group_norm(widths[-1], groups, _EPSILON)
-        self.conv_out = make.conv(widths[-1], 2 * config.z_channels)
-        self.quant_conv = make.conv(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.conv_out = make.conv(widths[-1], config.encoder_channels)
+        self.quant_conv = make.conv(config.encoder_channels, config.encoder_channels, 1)
 
     def __call__(self, x: Array) -> Array:
         h = self.conv_in(space_to_depth(x.astype(self.dtype), self.patch_size))

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dossr_jax.config import DoSSRConfig, RRDBConfig
-from dossr_jax.errors import UserError
 from dossr_jax.image import pad_to
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.tiling import plan_tiles
@@ -55,24 +53,6 @@ class Buckets:
     unit: int
     align: int
     tile: int | None
-
-    @classmethod
-    def of_model(cls, config: DoSSRConfig | RRDBConfig, tile: int) -> Buckets:
-        """Shape classes of a model, or of a pre-restorer alone; `tile` as in :meth:`of_pixels`.
-
-        Raises:
-          UserError: the model's networks do not fit together.
-        """
-        if isinstance(config, RRDBConfig):
-            return cls.of_pixels(UPSCALE * config.fold, 1, tile)
-        unit, align, fold = config.vae.downscale, config.unet.downscale, config.rrdb.fold
-        # Canvases and tiles are multiples of `align` units, and of the pixels in them.
-        if unit % UPSCALE or align * unit // UPSCALE % fold:
-            raise UserError(
-                f"networks that do not fit together: blocks of {align} x {unit} pixels in the "
-                f"fourfold image, {fold} at once in the pre-restorer; use another pre-restorer"
-            )
-        return cls.of_pixels(unit, align, tile)
 
     @classmethod
     def of_pixels(cls, unit: int, align: int, tile: int) -> Buckets:

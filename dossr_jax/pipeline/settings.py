@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from dossr_jax.config import SAMPLERS, ConfigError, SamplerConfig, configuration
 from dossr_jax.errors import UserError
+from dossr_jax.systems import COMMON_SETTINGS, SYSTEMS, System
 
 _MAX_SCALE = 2**16
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -45,6 +47,12 @@ class Settings:
     ] = 1.0
     strength: Annotated[
         float, Field(description="factor on the ControlNet's residuals, 1 as trained")
+    ] = 1.0
+    pixel_scale: Annotated[
+        float, Field(description="PiSA-SR: how much of the degradation is removed, 1 as trained")
+    ] = 1.0
+    semantic_scale: Annotated[
+        float, Field(description="PiSA-SR: how much detail is added, 1 as trained")
     ] = 1.0
     batch_size: Annotated[
         int, Field(ge=1, description="images, or tiles of large images, that run together")
@@ -100,17 +108,18 @@ def make_settings(
     return Settings(sampler=dataclasses.replace(stored, **changes), **given)
 
 
-def make_settings_without_diffusion(**fields: Any) -> Settings:
-    """Settings of a pre-restorer that is used alone.
+def check_settings(system: System, fields: Mapping[str, Any]) -> None:
+    """Refuse fields that a system does not read, where they ask for something.
 
     Raises:
-      ConfigError: a value that a field cannot have, or a field that only diffusion reads.
+      ConfigError: naming the field, and the systems that do read it.
     """
-    settings = make_settings(SamplerConfig(), **fields)
-    for name, value in fields.items():
-        read = name in ("scale", "batch_size", "truncate") or (name, value) == ("diffuse", False)
-        if value is not None and not read:
-            raise ConfigError(
-                f"{name} {value}: only diffusion reads it; leave it out, or use another model"
-            )
-    return dataclasses.replace(settings, diffuse=False)
+    known = COMMON_SETTINGS | system.settings
+    asked = {name for name, value in fields.items() if value is not None}
+    if not system.samples and fields.get("diffuse") is False:
+        asked -= {"diffuse"}  # it has no diffusion to leave out
+    for name in sorted(asked - known):
+        readers = ", ".join(other.title for other in SYSTEMS if name in other.settings)
+        raise ConfigError(
+            f"{name} {fields[name]}: {system.title} does not read it, only {readers}; leave it out"
+        )

@@ -15,26 +15,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dossr_jax import image_io, prompts, weights
-from dossr_jax.config import MAX_STEPS, DoSSRConfig, RRDBConfig
-from dossr_jax.convert.rrdb import PACKAGED
-from dossr_jax.convert.rrdb import preprocessor as make_preprocessor
-from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import SolverTable, cast, make_table, pad_table
+from dossr_jax import image_io, prompts
+from dossr_jax.config import MAX_STEPS, LatentConfig, SamplerConfig
+from dossr_jax.convert.reading import load, replace_pre_restorer
+from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.method import Controls, KeyNoise
-from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
-from dossr_jax.pipeline.settings import (
-    Settings,
-    make_settings,
-    make_settings_without_diffusion,
-)
+from dossr_jax.pipeline.settings import Settings, check_settings, make_settings
 from dossr_jax.restore import Layout, restore
+from dossr_jax.systems import system_of
+from dossr_jax.systems.rrdb import PACKAGED
+from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
 
 DEFAULT_TILE = 512
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
@@ -81,10 +77,8 @@ class _Job:
             return error
         return None
 
-    def blocks(self, settings: Settings) -> list[Block]:
+    def blocks(self) -> list[Block]:
         """Its parts, where it is too large to be worked on at once."""
-        if settings.sampler.color_fix == "adain":  # which is of the whole image
-            return []
         found = blocks_of(self.image.shape[0], self.image.shape[1])
         return found if len(found) > 1 else []
 
@@ -105,7 +99,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: DoSSR | RRDBNet,
+        model: Any,
         *,
         tile: int = DEFAULT_TILE,
         devices: Sequence[Any] | None = None,
@@ -114,7 +108,7 @@ class Upscaler:
         """Wrap a loaded model.
 
         Args:
-          model: see :meth:`from_pretrained`; an RRDBNet is a pre-restorer used alone.
+          model: networks of any of dossr_jax.systems; see :meth:`from_pretrained`.
           tile: side of a tile in pixels of the fourfold image, rounded up to what the networks
             need; 0 turns tiling off.
           devices: devices that share a batch; all local ones if None.
@@ -122,16 +116,17 @@ class Upscaler:
         """
         if tile < 0:
             raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
-        self._config = model.config
-        self._buckets = Buckets.of_model(self._config, tile)
+        self.config = model.config
+        self.system = system_of(model.config)
+        self._buckets = Buckets.of_pixels(*self.system.geometry(self.config), tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
-        if isinstance(model, DoSSR):
+        self._contexts: dict[str, jax.Array] = {}
+        if isinstance(self.config, LatentConfig):
             self._text = model.text
             self._contexts = {
                 self.config.negative_prompt: model.negative_context[...],
                 self.config.prompt: model.context[...],
             }
-            self._schedule = make_schedule(self.config.process)
         devices = list(devices if devices is not None else jax.local_devices())
         mesh = Mesh(np.array(devices), ("data",))
         self._devices = len(devices)
@@ -155,7 +150,8 @@ class Upscaler:
 
         Args:
           name_or_path: "dossr-mini"; "realesrgan" (photos) or "realesrgan-anime" (drawings), which
-            are Real-ESRGAN without diffusion; a .safetensors file or an Orbax folder.
+            are Real-ESRGAN without diffusion; a .safetensors file or an Orbax folder; a checkpoint
+            of one of dossr_jax.systems, or a folder with its files.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
           preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two.
 
@@ -169,34 +165,22 @@ class Upscaler:
                 raise UserError(f"{name_or_path} is a pre-restorer itself; leave out preprocessor")
             alone = make_preprocessor(name_or_path, dtype=DTYPES[dtype])
             return cls(alone, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
-        model = weights.load_model(locate(name_or_path), dtype=DTYPES[dtype])
+        model = load(locate(name_or_path), dtype=DTYPES[dtype])
         if preprocessor is not None:
-            model.rrdb = make_preprocessor(preprocessor, dtype=DTYPES[dtype])
-            model.config = dataclasses.replace(model.config, rrdb=model.rrdb.config)
+            replace_pre_restorer(model, make_preprocessor(preprocessor, dtype=DTYPES[dtype]))
         return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
-
-    @property
-    def config(self) -> DoSSRConfig:
-        """The configuration of the model.
-
-        Raises:
-          UserError: it is a pre-restorer alone, without diffusion.
-        """
-        if isinstance(self._config, RRDBConfig):
-            raise UserError("a pre-restorer alone has no diffusion model; choose another model")
-        return self._config
 
     @property
     def parameters(self) -> dict[str, int]:
         """Parameter counts by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
         for path, value in nnx.to_flat_state(self._state):
-            network = "rrdb" if isinstance(self._config, RRDBConfig) else str(path[0])
+            network = self.system.name if self.system.single else str(path[0])
             counts[network] = counts.get(network, 0) + value.size
         return counts
 
     @property
-    def model(self) -> DoSSR | RRDBNet:
+    def model(self) -> Any:
         """The networks, on the devices; a new module of the same arrays at every call."""
         return nnx.merge(self._graphdef, self._state)
 
@@ -204,12 +188,13 @@ class Upscaler:
         """Settings from fields of :class:`Settings` and of its sampler, else the model's own.
 
         Raises:
-          ConfigError: an unknown field, a value that it cannot have, or a field of the sampler for
-            a pre-restorer alone, which has none.
+          ConfigError: an unknown field, a value that it cannot have, or a field that the model's
+            system does not read.
         """
-        if isinstance(self._config, RRDBConfig):
-            return make_settings_without_diffusion(**fields)
-        return make_settings(self.config.sampler, **fields)
+        stored = self.config.sampler if self.system.samples else SamplerConfig(color_fix="none")
+        settings = make_settings(stored, **fields)
+        check_settings(self.system, fields)
+        return settings
 
     def restore(
         self, images: ImageLike | Sequence[ImageLike], **settings: Any
@@ -264,7 +249,9 @@ class Upscaler:
             if problem is not None:
                 yield name, problem
                 continue
-            if blocks := job.blocks(settings):
+            # AdaIN is of the whole image.
+            whole = self.system.whole_image or settings.sampler.color_fix == "adain"
+            if not whole and (blocks := job.blocks()):
                 yield name, self._restore_blocks(job, blocks, settings, controls, table)
                 continue
             canvas = self._buckets.canvas(*image.shape[:2])
@@ -327,7 +314,7 @@ class Upscaler:
             **self._buckets.tiling(canvas),
             tile_batch=round_up(settings.batch_size, self._devices),
             color_fix=settings.sampler.color_fix,
-            guided=settings.cfg_scale != 1.0,
+            guided=self.system.guided(settings),
             truncate=settings.truncate,
             diffuse=settings.diffuse,
             shard=self._split if canvas.tiled and self._devices > 1 else None,
@@ -355,20 +342,29 @@ class Upscaler:
         ]
 
     def _table(self, settings: Settings) -> SolverTable | None:
-        if not settings.diffuse:
+        if self.system.table is None or not settings.diffuse:
             return None
-        table = make_table(self._schedule, settings.sampler)
+        table = self.system.table(self.config, settings.sampler)
         return cast(pad_table(table, MAX_STEPS), np.float32)
 
     def _controls(self, settings: Settings) -> Controls | None:
-        if not settings.diffuse:
+        if not self.system.samples or not settings.diffuse:
             return None
+        contexts = {}
+        if isinstance(self.config, LatentConfig):
+            contexts = {
+                "context": self._context(settings.prompt, self.config.prompt),
+                "negative_context": self._context(
+                    settings.negative_prompt, self.config.negative_prompt
+                ),
+            }
         return Controls(
-            context=self._context(settings.prompt, self.config.prompt),
-            negative_context=self._context(settings.negative_prompt, self.config.negative_prompt),
+            **contexts,
             cfg_scale=np.float32(settings.cfg_scale),
             strength=np.float32(settings.strength),
             fidelity=np.float32(settings.sampler.fidelity),
+            pixel_scale=np.float32(settings.pixel_scale),
+            semantic_scale=np.float32(settings.semantic_scale),
         )
 
     def _context(self, prompt: str | None, stored: str) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dossr_jax import parallel, weights
+from dossr_jax import parallel, systems
 from dossr_jax.config import MAX_STEPS, DoSSRConfig, TrainConfig
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.diffusion.solver import cast, make_table, pad_table
@@ -120,7 +120,7 @@ def restore_program(
             f"{images} images do not divide among {len(devices)} devices; choose a multiple"
         )
     mesh = Mesh(np.array(devices), ("data",))
-    abstract = weights.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
+    abstract = systems.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
     graphdef, state = nnx.split(abstract)
     table = pad_table(make_table(make_schedule(model.process), model.sampler), MAX_STEPS)
     controls = Controls(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dossr_jax import files
+from dossr_jax import files, systems
 from dossr_jax.commands import command_line
 from dossr_jax.config import DataConfig, TrainConfig, with_changes
 from dossr_jax.errors import UserError, require_extra
@@ -132,9 +132,8 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
     import jax
     import ml_dtypes
 
-    from dossr_jax import weights
     from dossr_jax.convert.conversion import convert
-    from dossr_jax.convert.release import check_release_shape
+    from dossr_jax.systems.dossr.release import check_release_shape
     from dossr_jax.training.history import NOTE, describe_training
     from dossr_jax.training.loop import start_crops, train
     from dossr_jax.training.stages import Stage
@@ -165,7 +164,7 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
         dtype = None if args.export_dtype == "float32" else ml_dtypes.bfloat16
         targets.append((args.export, dtype))
     for path, dtype in targets:
-        weights.save_model(path, model, dtype=dtype, notes=notes)
+        systems.save_model(path, model, dtype=dtype, notes=notes)
         print(f"wrote {path}")
     if args.export_torch:
         convert(targets[0][0], args.export_torch, to="release", overwrite=True)

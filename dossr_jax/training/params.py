@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from dossr_jax import parallel, weights
+from dossr_jax import parallel, systems, weights
 from dossr_jax.config import DoSSRConfig, SamplerConfig, TrainConfig, VAEConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
@@ -148,7 +148,7 @@ def open_start(
         stage.initialize(model, crops)
         values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
         return stage.adapt(config.model, model.config, values.__getitem__)
-    stored, tensors = weights.open_model(init)
+    stored, tensors = systems.open_model(init)
     # The text tower takes no part in training: prompts are stored as embeddings.
     found = dataclasses.replace(stored, text=None)
     if not same_architecture(found, config.model):
@@ -156,8 +156,8 @@ def open_start(
             f"{init}: its networks are not the configuration's; give the file that the stage "
             "before wrote, or one that fits"
         )
-    shapes = shapes_of(weights.abstract_model(found))
-    unused = ("text.", weights.BUFFER_PREFIX)
+    shapes = shapes_of(systems.abstract_model(found))
+    unused = ("text.", systems.BUFFER_PREFIX)
     held = {name: t.shape for name, t in tensors.items() if not name.startswith(unused)}
     weights.check_names(shapes, held, str(init))
     return stage.adapt(config.model, found, lambda name: tensors[name].load())

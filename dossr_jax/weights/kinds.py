@@ -45,6 +45,7 @@ class Kind(enum.Enum):
     ORBAX = "an Orbax checkpoint of dossr_jax"
     DIFFUSERS = "a diffusers folder"
     CROSSCHECK = "a folder for crosscheck"
+    PARTS = "a folder of checkpoint files"
 
 
 _BY_SUFFIX = {
@@ -86,6 +87,15 @@ def is_own_folder(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The files in a folder whose names are those of checkpoints, in the order of their names."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if _BY_SUFFIX.get(file.suffix.lower()) in (Kind.SAFETENSORS, Kind.TORCH)
+    )
+
+
 def check_content(path: Path) -> bytes:
     """Refuse a file that stands for weights or wraps them; return its first bytes.
 
@@ -114,10 +124,12 @@ def _kind_of_folder(path: Path) -> Kind:
         return Kind.CROSSCHECK
     if any(path.glob(f"*{INDEX_SUFFIX}")):
         return Kind.SHARDS
+    if checkpoints_in(path):
+        return Kind.PARTS
     raise UserError(
         f"{path}: neither a diffusers folder (unet/, vae/), nor one with "
         f"{' and '.join(CROSSCHECK_FILES)}, nor an Orbax checkpoint of dossr_jax, nor shards with "
-        f"their index (*{INDEX_SUFFIX}); check the path"
+        f"their index (*{INDEX_SUFFIX}), nor checkpoint files; check the path"
     )
 
 

@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dossr_jax.config import DoSSRConfig
 from dossr_jax.errors import UserError
-from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import Shapes
 from dossr_jax.weights.safetensors import Tensors
 
@@ -35,15 +32,6 @@ def make_abstract(make: Callable[[Any], M]) -> M:
         if isinstance(variable.get_raw_value(), jax.Array):  # no layer of a Factory
             variable.set_value(jax.ShapeDtypeStruct(variable.shape, variable.dtype))
     return module
-
-
-def abstract_model(
-    config: DoSSRConfig, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> DoSSR:
-    """Build a model with shapes in place of arrays."""
-    return make_abstract(
-        lambda rngs: DoSSR(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-    )
 
 
 def check_names(

@@ -6,7 +6,7 @@ import pytest
 from helpers.checkpoints import Arrays, read_file
 from helpers.models import tiny_model
 
-from dossr_jax import weights
+from dossr_jax import systems
 from dossr_jax.convert.__main__ import main
 
 
@@ -34,5 +34,5 @@ def converted(golden_dir, tmp_path_factory) -> Path:
 def model_file(tmp_path_factory) -> Path:
     """A model of ours in one file."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save_model(path, tiny_model())
+    systems.save_model(path, tiny_model())
     return path

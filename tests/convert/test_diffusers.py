@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.tables import rrdb_table, unet_table, vae_table
+from dossr_jax.pytorch.tables import rrdb_table, unet_table, vae_table
 
 WIDTH = 32
 
@@ -125,7 +125,7 @@ def test_the_exported_configuration_means_the_same_network(modules, folder, rrdb
 def test_the_text_tower_gives_the_embeddings(modules, folder, rrdb_file, tmp_path):
     options = ("--rrdb", rrdb_file, "--keep-text")
     assert run(folder, tmp_path / "a.safetensors", *options) == 0
-    model = weights.load_model(tmp_path / "a.safetensors")
+    model = systems.load_model(tmp_path / "a.safetensors")
     assert model.config.text.layers == 2 and model.config.text.skip_layers == 0
     ids = torch.zeros(2, 77, dtype=torch.long)
     ids[0, :10] = torch.tensor([49406, 3772, 267, 1400, 268, 9977, 267, 279, 330, 49407])
@@ -189,7 +189,7 @@ def test_the_scheduler_file_is_read(folder, rrdb_file, tmp_path, capsys):
     scheduler.write_text(json.dumps({"prediction_type": "v_prediction", "beta_end": 0.02}))
     assert run(folder, tmp_path / "a.safetensors", "--rrdb", rrdb_file) == 0
     assert "WARNING: this UNet predicts v_prediction" in capsys.readouterr().out
-    config, _ = weights.open_model(tmp_path / "a.safetensors")
+    config, _ = systems.open_model(tmp_path / "a.safetensors")
     assert config.process.beta_end == 0.02
     change(scheduler, beta_schedule="linear")
     assert run(folder, tmp_path / "b.safetensors", "--rrdb", rrdb_file) == 2

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dossr_jax import weights
-from dossr_jax.convert.efficientnet import feature_network, find_efficientnet
-from dossr_jax.convert.state import State
-from dossr_jax.convert.tables import efficientnet_table
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.efficientnet import feature_network, find_efficientnet
+from dossr_jax.pytorch.state import State
+from dossr_jax.pytorch.tables import efficientnet_table
 from dossr_jax.weights import lazy
 
 

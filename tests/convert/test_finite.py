@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dossr_jax import weights
-from dossr_jax.convert import load_release, preprocessor
+from dossr_jax import systems, weights
 from dossr_jax.errors import UserError
+from dossr_jax.systems.dossr.release import load_release
+from dossr_jax.systems.rrdb import preprocessor
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SAYS = "has NaN or infinity in it"
@@ -60,7 +61,7 @@ def test_a_model_that_is_not_finite_does_not_load(model_file, tmp_path, dtype, v
     weights.write_orbax(folder, {n: weights.lazy(a) for n, a in spoilt.items()}, metadata)
     for source in (path, folder):
         with pytest.raises(UserError) as error:
-            weights.load_model(source)
+            systems.load_model(source)
         assert_one_line(f"error: {error.value}\n", f"{source}: {name} {SAYS}", "; copy or download")
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import RRDBConfig
-from dossr_jax.convert import load_rrdb, preprocessor
-from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
+from dossr_jax.pytorch.tables import rrdb_table
+from dossr_jax.systems.rrdb import load_rrdb, preprocessor
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 RRDB = RRDBConfig(num_features=8, num_blocks=1, growth=4)
@@ -38,7 +38,7 @@ def torch_file(path: Path, tensors, **options) -> Path:
 
 def refuse_everywhere(path: Path, *words: str) -> None:
     """A model, a pre-restorer and an input of the converter: all are refused with those words."""
-    for load in (weights.load_model, preprocessor):
+    for load in (systems.load_model, preprocessor):
         with pytest.raises(UserError) as error:
             load(path)
         assert_one_line(f"error: {error.value}\n", *words)
@@ -116,9 +116,9 @@ def test_content_counts_more_than_the_name(tensors, tmp_path):
 def test_pytorchs_files_are_no_models_before_they_are_converted(tensors, tmp_path):
     path = torch_file(tmp_path / "a.ckpt", tensors)
     with pytest.raises(UserError, match="a PyTorch checkpoint, not a dossr_jax model; convert it"):
-        weights.load_model(path)
-    with pytest.raises(UserError, match="neither a diffusers folder"):
-        weights.load_model(tmp_path)
+        systems.load_model(path)
+    with pytest.raises(UserError, match="a folder of checkpoint files, not a dossr_jax model"):
+        systems.load_model(tmp_path)
 
 
 # --- Shards
@@ -153,9 +153,9 @@ def test_shards_of_a_pre_restorer_and_of_our_model_load(tensors, model_file, tmp
         assert same(load_rrdb(path)[1], expected)
     whole, metadata = weights.read_safetensors(model_file)
     index = write_shards(tmp_path / "ours", whole, metadata)
-    expected = dict(weights.names_and_params(weights.load_model(model_file)))
+    expected = dict(weights.names_and_params(systems.load_model(model_file)))
     for path in (index, index.parent):
-        for name, param in weights.names_and_params(weights.load_model(path)):
+        for name, param in weights.names_and_params(systems.load_model(path)):
             np.testing.assert_array_equal(param[...], expected[name][...])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.checkpoints import Arrays, read_file, run, same, write_file
 
-from dossr_jax import prompts, weights
+from dossr_jax import prompts, systems
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_kept_tower_goes_there_and_back_and_gives_the_embeddings(with_tower, t
     assert run(tmp_path / "whole.safetensors", tmp_path / "a.safetensors", *options) == 0
     assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
     assert same(read_file(tmp_path / "b.safetensors"), with_tower)
-    model = weights.load_model(tmp_path / "a.safetensors")
+    model = systems.load_model(tmp_path / "a.safetensors")
     texts = (model.config.prompt, model.config.negative_prompt)
     stored = np.stack([model.context[...], model.negative_context[...]])
     np.testing.assert_allclose(prompts.embed(model.text, texts), stored, atol=1e-5)
@@ -65,7 +65,7 @@ def test_without_the_tower_its_keys_are_left_out(with_tower, arrays, tmp_path, c
     assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
     assert "no text tower" in capsys.readouterr().out
     assert same(read_file(tmp_path / "b.safetensors"), arrays)
-    assert weights.load_model(tmp_path / "a.safetensors").text is None
+    assert systems.load_model(tmp_path / "a.safetensors").text is None
 
 
 def test_a_tower_with_another_vocabulary_cannot_embed_the_prompts(with_tower, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_joining_copies_the_encoder_and_starts_at_zero(arrays, context_file, tmp
     assert run(tmp_path / "sd.safetensors", tmp_path / "a.safetensors", *options) == 0
     assert "1 model_ema.* keys left out" in capsys.readouterr().out
     ours = read_file(tmp_path / "a.safetensors")
-    model = weights.load_model(tmp_path / "a.safetensors")
+    model = systems.load_model(tmp_path / "a.safetensors")
     assert model.config.shared_encoder
     for name, array in ours.items():
         if name.startswith("control.zero"):

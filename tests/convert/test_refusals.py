@@ -10,9 +10,9 @@ import torch
 from helpers.checkpoints import Arrays, assert_one_line, run, write_file
 
 from dossr_jax.config import DoSSRConfig, VAEConfig
-from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.release import check_release_shape, read_release
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.readers import read_checkpoint
+from dossr_jax.systems.dossr.release import check_release_shape, read_release
 
 
 class Evil:

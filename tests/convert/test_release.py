@@ -8,14 +8,13 @@ import torch
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 from helpers.models import tiny_model
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import ProcessConfig
-from dossr_jax.convert import config_from_release_yaml, load_release
-from dossr_jax.convert.infer import infer_process
-from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.release import export_release, read_release
-from dossr_jax.convert.state import State
 from dossr_jax.diffusion.schedule import release_buffers
+from dossr_jax.pytorch.infer import config_from_release_yaml, infer_process
+from dossr_jax.pytorch.readers import read_checkpoint
+from dossr_jax.pytorch.state import State
+from dossr_jax.systems.dossr.release import export_release, load_release, read_release
 
 
 def test_golden_there_and_back(arrays, converted, tmp_path):
@@ -185,7 +184,7 @@ def test_loading_directly_equals_loading_the_converted_file(golden_dir, converte
         context=context,
         negative_context=negative,
     )
-    stored = weights.load_model(converted)
+    stored = systems.load_model(converted)
     assert direct.config == stored.config
     pairs = zip(weights.names_and_params(direct), weights.names_and_params(stored), strict=True)
     for (name, a), (other, b) in pairs:
@@ -203,7 +202,7 @@ def test_equal_encoders_are_kept_once(arrays, context_file, tmp_path):
     write_file(tmp_path / "twin.safetensors", twin)
     options = ("--head-dim", "16", "--context", context_file)
     assert run(tmp_path / "twin.safetensors", tmp_path / "a.safetensors", *options) == 0
-    config, tensors = weights.open_model(tmp_path / "a.safetensors")
+    config, tensors = systems.open_model(tmp_path / "a.safetensors")
     assert config.shared_encoder
     assert not [name for name in tensors if name.startswith("hint_encoder")]
     assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--to", "release") == 0
@@ -243,7 +242,7 @@ def test_folders_are_replaced_whole(converted, tmp_path):
 
 
 def test_networks_that_pytorch_lacks_cannot_be_exported(tmp_path, capsys):
-    weights.save_model(tmp_path / "tiny.safetensors", tiny_model())
+    systems.save_model(tmp_path / "tiny.safetensors", tiny_model())
     for to, name in (("release", "a.safetensors"), ("diffusers", "a")):
         assert run(tmp_path / "tiny.safetensors", tmp_path / name, "--to", to) == 2
         assert "cannot be written in that form" in capsys.readouterr().err

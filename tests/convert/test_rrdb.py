@@ -10,11 +10,11 @@ import torch
 from helpers.checkpoints import Arrays, read_file, write_file
 from helpers.models import tiny_model
 
-from dossr_jax import weights
+from dossr_jax import systems, weights
 from dossr_jax.config import RRDBConfig
-from dossr_jax.convert import load_rrdb, preprocessor
-from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.tables import rrdb_table
+from dossr_jax.systems.rrdb import load_rrdb, preprocessor
 
 CONFIG = RRDBConfig(num_features=8, num_blocks=2, growth=4)
 
@@ -104,7 +104,7 @@ def test_out_of_a_whole_checkpoint_and_out_of_our_own_file(tmp_path, golden_dir)
     source = {n.removeprefix(prefix): a for n, a in stored.items() if n.startswith(prefix)}
     assert_ours(arrays, source, config)
     model = tiny_model()
-    weights.save_model(tmp_path / "tiny.safetensors", model)
+    systems.save_model(tmp_path / "tiny.safetensors", model)
     config, arrays = load_rrdb(tmp_path / "tiny.safetensors")
     assert config == model.config.rrdb
     for name, param in weights.names_and_params(model.rrdb):

@@ -7,7 +7,7 @@ import torch
 from flax import nnx
 
 from dossr_jax import weights
-from dossr_jax.convert.state import State, to_ours
+from dossr_jax.pytorch.state import State, to_ours
 from dossr_jax.weights import Lazy
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.release import Model, export_release
+from dossr_jax.systems.dossr.release import Model, export_release
 from dossr_jax.weights import Lazy
 
 OTHER = DoSSRConfig(

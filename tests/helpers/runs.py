@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dossr_jax import weights
+from dossr_jax import systems
 from dossr_jax.config import DoSSRConfig
 from helpers.models import tiny_model
 from helpers.pictures import names_for, picture, quarter, save
@@ -19,5 +19,5 @@ def write_pairs(folder: Path, height: int = 40, width: int = 32) -> Path:
 
 def write_model(path: Path, config: DoSSRConfig, seed: int = 0) -> Path:
     """A file of random weights in which every layer counts; drawing them compiles nothing."""
-    weights.save_model(path, tiny_model(seed, config))
+    systems.save_model(path, tiny_model(seed, config))
     return path

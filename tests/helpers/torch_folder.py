@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch_networks import RRDBNet, make_controlnet, make_unet, make_vae
 
 from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.state import State, to_ours
-from dossr_jax.convert.tables import rrdb_table, unet_table, vae_encoder_table, vae_table
+from dossr_jax.pytorch.state import State, to_ours
+from dossr_jax.pytorch.tables import rrdb_table, unet_table, vae_encoder_table, vae_table
 from dossr_jax.weights import Lazy, lazy
 from helpers.compare import on_meta, randomise
 from helpers.folders import write_model

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dossr_jax.convert.state import State
-from dossr_jax.convert.tables import Row
 from dossr_jax.models.discriminator import Discriminator, spectral_norm
 from dossr_jax.models.layers import bilinear_x2
+from dossr_jax.pytorch.state import State
+from dossr_jax.pytorch.tables import Row
 from dossr_jax.weights import Lazy, names_and_params
 
 torch = pytest.importorskip("torch")

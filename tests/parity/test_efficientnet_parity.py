@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dossr_jax.convert.efficientnet import feature_network, find_efficientnet
-from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
 from dossr_jax.models.efficientnet import feature_distance
+from dossr_jax.pytorch.efficientnet import feature_network, find_efficientnet
+from dossr_jax.pytorch.state import State
 from dossr_jax.weights import lazy
 
 torch = pytest.importorskip("torch")

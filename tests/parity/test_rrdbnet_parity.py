@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.convert.ncnn import read_ncnn
-from dossr_jax.convert.rrdb import find_packaged, new_name, preprocessor
-from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax.pytorch.ncnn import read_ncnn
+from dossr_jax.pytorch.tables import rrdb_table
+from dossr_jax.systems.rrdb import find_packaged, new_name, preprocessor
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.convert.tables import unet_table
 from dossr_jax.models.unet import UNet
+from dossr_jax.pytorch.tables import unet_table
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dossr_jax.config import VAEConfig
-from dossr_jax.convert.tables import vae_table
 from dossr_jax.models.vae import VAE
+from dossr_jax.pytorch.tables import vae_table
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -20,12 +20,12 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
-from dossr_jax.convert import feature_network
 from dossr_jax.models.discriminator import Discriminator
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.efficientnet import EfficientNetLite0, feature_distance
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.unet import Remat
+from dossr_jax.pytorch.efficientnet import feature_network
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.base import (
     Inputs,

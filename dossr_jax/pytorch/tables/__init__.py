@@ -5,8 +5,8 @@ and the diffusers naming is a mapping of block paths and the names of the layers
 docs/porting.md shows the same side by side.
 """
 
-from dossr_jax.convert.tables.efficientnet import efficientnet_table
-from dossr_jax.convert.tables.release import (
+from dossr_jax.pytorch.tables.efficientnet import efficientnet_table
+from dossr_jax.pytorch.tables.release import (
     CONTROL_PREFIX,
     RRDB_PREFIX,
     TEXT_PREFIX,
@@ -15,10 +15,10 @@ from dossr_jax.convert.tables.release import (
     release_table,
     rrdb_table,
 )
-from dossr_jax.convert.tables.rows import Row, with_prefix
-from dossr_jax.convert.tables.text import text_table
-from dossr_jax.convert.tables.unet import control_table, unet_table
-from dossr_jax.convert.tables.vae import vae_encoder_table, vae_table
+from dossr_jax.pytorch.tables.rows import Row, with_prefix
+from dossr_jax.pytorch.tables.text import text_table
+from dossr_jax.pytorch.tables.unet import control_table, unet_table
+from dossr_jax.pytorch.tables.vae import vae_encoder_table, vae_table
 
 __all__ = [
     "CONTROL_PREFIX",

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from dossr_jax import weights
-from dossr_jax.convert.release import Model
-from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
 from dossr_jax.models.layers import Factory
 from dossr_jax.models.text_encoder import TextBlock
 from dossr_jax.prompts import tokenize
+from dossr_jax.pytorch.state import State
+from dossr_jax.systems.base import Model
 from dossr_jax.weights import Lazy, lazy
 
 _ARRAYS = {"context": "context", "negative_context": "context_neg"}

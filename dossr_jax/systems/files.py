@@ -1,4 +1,9 @@
-"""Whole models, written to files and read from them."""
+"""Model files: tensors by name, with the configuration inside.
+
+One `.safetensors` file (the config in its metadata) or one Orbax checkpoint folder. Names are the
+module paths joined by dots; `buffers.*` are the tensors of a PyTorch checkpoint that are not
+learned, under their own names, so that converting back loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from dossr_jax.config import ConfigError, DoSSRConfig, from_json, to_json
+from dossr_jax.config import ConfigError, ModelConfig, read_model_config, to_json
 from dossr_jax.errors import UserError
-from dossr_jax.models.dossr import DoSSR
 from dossr_jax.weights.kinds import Kind, kind_of
 from dossr_jax.weights.orbax import read_orbax
-from dossr_jax.weights.params import abstract_model, fill, names_and_params
+from dossr_jax.weights.params import names_and_params
 from dossr_jax.weights.safetensors import Lazy, write_safetensors
 from dossr_jax.weights.shards import read_tensors
 
@@ -22,14 +25,14 @@ BUFFER_PREFIX = "buffers."
 _FORMAT = "dossr_jax/1"
 
 
-def metadata_for(config: DoSSRConfig, notes: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata_for(config: ModelConfig, notes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Make the header entries of a model file."""
     return {"format": _FORMAT, "config": to_json(config), **(notes or {})}
 
 
 def save_model(
     path: str | Path,
-    model: DoSSR,
+    model: Any,
     *,
     dtype: Any | None = None,
     notes: Mapping[str, str] | None = None,
@@ -61,7 +64,7 @@ def is_model(path: str | Path) -> bool:
     return kind in (Kind.SAFETENSORS, Kind.SHARDS) and _is_ours(read_tensors(path)[1])
 
 
-def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
+def open_model(path: str | Path) -> tuple[Any, dict[str, Lazy]]:
     """Read configuration and tensors, `buffers.*` included, of what :func:`is_model` accepts.
 
     Raises:
@@ -80,7 +83,7 @@ def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
             "python -m dossr_jax.convert --help"
         )
     try:
-        return from_json(DoSSRConfig, metadata["config"]), tensors
+        return read_model_config(metadata["config"]), tensors
     except (KeyError, TypeError, ConfigError) as error:
         raise UserError(
             f"{path}: its configuration cannot be read ({error}); convert it again "
@@ -90,22 +93,3 @@ def open_model(path: str | Path) -> tuple[DoSSRConfig, dict[str, Lazy]]:
 
 def _is_ours(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("format") == _FORMAT
-
-
-def load_model(
-    path: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any | None = None
-) -> DoSSR:
-    """Load a model from a .safetensors file, its shards or an Orbax checkpoint folder.
-
-    Args:
-      path: what :func:`save_model`, :func:`write_orbax` or dossr_jax.convert wrote.
-      dtype: compute dtype. param_dtype: dtype of the parameters, `dtype` if None.
-
-    Raises:
-      UserError: missing, truncated, foreign or ill-fitting file, or weights that are not finite.
-    """
-    config, tensors = open_model(path)
-    parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}
-    model = abstract_model(config, dtype=dtype, param_dtype=param_dtype or dtype)
-    fill(model, parameters, str(path))
-    return model

@@ -27,9 +27,9 @@ from dossr_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from dossr_jax.convert.state import State
 from dossr_jax.diffusion.schedule import make_eta
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.state import State
 
 DEFAULT_HEAD_DIM = 64
 _IMAGE_CHANNELS = 3

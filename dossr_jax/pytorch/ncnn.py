@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.convert.state import State
-from dossr_jax.convert.tables import rrdb_table
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.state import State
+from dossr_jax.pytorch.tables import rrdb_table
 from dossr_jax.weights import check_content, finite, lazy
 
 _MAGIC = "7767517"

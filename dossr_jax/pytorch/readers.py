@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from dossr_jax import weights
-from dossr_jax.convert.state import State
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.state import State
 from dossr_jax.weights import Kind, Lazy
 
 # What training scripts wrap the weights in; EMA weights come first.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dossr_jax.config import DoSSRConfig, RRDBConfig
-from dossr_jax.convert.tables.rows import Row, conv, with_prefix
-from dossr_jax.convert.tables.text import text_table
-from dossr_jax.convert.tables.unet import control_table, unet_table
-from dossr_jax.convert.tables.vae import vae_encoder_table, vae_table
+from dossr_jax.pytorch.tables.rows import Row, conv, with_prefix
+from dossr_jax.pytorch.tables.text import text_table
+from dossr_jax.pytorch.tables.unet import control_table, unet_table
+from dossr_jax.pytorch.tables.vae import vae_encoder_table, vae_table
 
 UNET_PREFIX = "model.diffusion_model."
 CONTROL_PREFIX = "control_model."

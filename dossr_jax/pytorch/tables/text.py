@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dossr_jax.config import TextConfig
-from dossr_jax.convert.tables.rows import Row, linear, norm
+from dossr_jax.pytorch.tables.rows import Row, linear, norm
 
 # Our layer -> its name in open_clip and in transformers.
 _NAMES = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dossr_jax.convert.tables.rows import Row, linear
 from dossr_jax.models.efficientnet import BLOCKS, STEM
+from dossr_jax.pytorch.tables.rows import Row, linear
 
 _HEAD = 1280
 _CLASSES = 1000

@@ -12,7 +12,11 @@ import numpy as np
 
 from dossr_jax import weights
 from dossr_jax.config import DoSSRConfig, ProcessConfig, RRDBConfig
-from dossr_jax.convert.infer import (
+from dossr_jax.diffusion.schedule import release_buffers
+from dossr_jax.errors import UserError
+from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.unet import encoder_channels
+from dossr_jax.pytorch.infer import (
     config_errors,
     config_from_release_yaml,
     infer_process,
@@ -21,20 +25,18 @@ from dossr_jax.convert.infer import (
     infer_unet,
     infer_vae,
 )
-from dossr_jax.convert.readers import read_checkpoint
-from dossr_jax.convert.state import State, to_ours, to_torch
-from dossr_jax.convert.tables import (
+from dossr_jax.pytorch.readers import read_checkpoint
+from dossr_jax.pytorch.state import State, to_ours, to_torch
+from dossr_jax.pytorch.tables import (
     RRDB_PREFIX,
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
     release_table,
 )
-from dossr_jax.diffusion.schedule import release_buffers
-from dossr_jax.errors import UserError
-from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.unet import encoder_channels
-from dossr_jax.weights import BUFFER_PREFIX, Lazy, lazy
+from dossr_jax.systems.base import Model
+from dossr_jax.systems.files import BUFFER_PREFIX
+from dossr_jax.weights import Lazy, lazy
 
 RRDB = tuple[RRDBConfig, Mapping[str, Lazy]]
 
@@ -43,36 +45,6 @@ RRDB = tuple[RRDBConfig, Mapping[str, Lazy]]
 _EMA_PREFIX, _EMA_OF = "model_ema.", "model."
 _EMA_STATE = ("decay", "num_updates")
 _NORM_GROUPS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A whole model, not read yet: configuration, tensors under our names, notes for the user.
-
-    `context` and `negative_context` may still be absent; convert.context adds them.
-    """
-
-    config: DoSSRConfig
-    tensors: dict[str, Lazy]
-    notes: tuple[str, ...] = ()
-
-    def replace(
-        self,
-        *,
-        drop: str | None = None,
-        add: Mapping[str, Lazy] | None = None,
-        note: str | None = None,
-        **fields: Any,
-    ) -> Model:
-        """Drop the names that start with `drop`, add tensors, and change config `fields`."""
-        tensors = {
-            name: tensor
-            for name, tensor in self.tensors.items()
-            if drop is None or not name.startswith(drop)
-        }
-        tensors.update(add or {})
-        notes = self.notes if note is None else (*self.notes, note)
-        return Model(dataclasses.replace(self.config, **fields), tensors, notes)
 
 
 def with_rrdb(model: Model, rrdb: RRDB) -> Model:
@@ -320,6 +292,8 @@ def load_release(
     embeddings = {name: lazy(np.reshape(a, np.shape(a)[-2:])) for name, a in arrays.items()}
     length = embeddings["context"].shape[0]
     model = model.replace(drop=BUFFER_PREFIX, add=embeddings, context_length=length)
-    module = weights.abstract_model(model.config, dtype=dtype, param_dtype=param_dtype or dtype)
+    module = weights.make_abstract(
+        lambda rngs: DoSSR(model.config, dtype=dtype, param_dtype=param_dtype or dtype, rngs=rngs)
+    )
     weights.fill(module, model.tensors, str(path))
     return module

@@ -1,0 +1,152 @@
+"""What a system is: one description, from which every command knows how to work with its models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax import Array
+
+from dossr_jax.config import ModelConfig, SamplerConfig
+from dossr_jax.config.sampler import ColorFix
+from dossr_jax.diffusion.solver import SolverTable
+from dossr_jax.method import Apply, Controls, Noise, Restoration, Sizes
+from dossr_jax.pytorch.state import State
+from dossr_jax.weights import Lazy
+
+# Fields of Settings that every system reads.
+COMMON_SETTINGS = frozenset({"scale", "batch_size", "truncate"})
+
+
+class Geometry(NamedTuple):
+    """Shapes that the networks take.
+
+    unit: pixels of the fourfold image per position of the latent. align: canvases, tiles and their
+    corners are multiples of it, in units.
+    """
+
+    unit: int
+    align: int
+
+
+class Run(NamedTuple):
+    """What a restoration depends on besides model and images.
+
+    Attributes:
+      size: valid part of every LR canvas, int32 (b, 2).
+      apply: runs a network over canvases, tile by tile where they are large.
+      noise, table, controls: absent where nothing is sampled.
+      fix: the colour fix. guided: a second evaluation per step, see Controls.
+      diffuse: False asks for the pre-restored image alone. keep_path: keep every step.
+    """
+
+    size: Sizes
+    apply: Apply
+    noise: Noise | None = None
+    table: SolverTable | None = None
+    controls: Controls | None = None
+    fix: ColorFix = "none"
+    guided: bool = False
+    diffuse: bool = True
+    keep_path: bool = False
+
+    def sampling(self) -> dict[str, Any]:
+        """What :func:`dossr_jax.method.restore_images` takes of it."""
+        return {
+            "table": self.table,
+            "controls": self.controls,
+            "noise": self.noise,
+            "fix": self.fix,
+            "guided": self.guided,
+            "keep_path": self.keep_path,
+            "apply": self.apply,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A whole model, not read yet: configuration, tensors under our names, notes for the user."""
+
+    config: Any
+    tensors: dict[str, Lazy]
+    notes: tuple[str, ...] = ()
+
+    def replace(
+        self,
+        *,
+        drop: str | None = None,
+        add: Mapping[str, Lazy] | None = None,
+        note: str | None = None,
+        **fields: Any,
+    ) -> Model:
+        """Drop the names that start with `drop`, add tensors, and change config `fields`."""
+        tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if drop is None or not name.startswith(drop)
+        }
+        tensors.update(add or {})
+        notes = self.notes if note is None else (*self.notes, note)
+        return Model(dataclasses.replace(self.config, **fields), tensors, notes)
+
+
+class Part(NamedTuple):
+    """One of the files that a system's checkpoint consists of.
+
+    Attributes:
+      what: the network in it, and a name by which the file is known.
+      prefix: of its names once all parts are together.
+      mark: a name that only this part of this system has.
+      rename: brings the names of older files to those of the table.
+    """
+
+    what: str
+    prefix: str
+    mark: str
+    rename: Callable[[str], str] = str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A kind of model: its networks, how an LR image is restored, how its checkpoints are read.
+
+    Attributes:
+      name: as in its configuration. title: as people write it.
+      config, module: class of the configuration; (config, **LayerOptions) -> the networks.
+      geometry: shapes that a configuration's networks take.
+      restore: (model, LR images (b, h, w, 3) in [0, 1], run) -> images (b, 4h, 4w, 3). Pure.
+      table: the solver of a configuration; None where nothing is sampled.
+      settings: fields of Settings and of SamplerConfig that it reads, besides COMMON_SETTINGS.
+      guided: whether these settings ask for a second evaluation per step.
+      parts: of its PyTorch checkpoint. read: the model of these parts together. export: the
+        tensors of a model under PyTorch's names, by the inverse table.
+      pre_restorer: attribute of a network that can be exchanged and used alone.
+      single: whether it is one network, without parts of its own to count.
+      whole_image: whether something is computed of the image as a whole, so that large ones cannot
+        be restored in blocks.
+      licence: what is said where its checkpoints are loaded.
+    """
+
+    name: str
+    title: str
+    config: type[ModelConfig]
+    module: Callable[..., nnx.Module]
+    geometry: Callable[[Any], Geometry]
+    restore: Callable[[Any, Array, Run], Restoration]
+    table: Callable[[Any, SamplerConfig], SolverTable] | None = None
+    settings: frozenset[str] = frozenset()
+    guided: Callable[[Any], bool] = lambda settings: False
+    parts: tuple[Part, ...] = ()
+    read: Callable[[State], Model] | None = None
+    export: Callable[[Model], dict[str, Lazy]] | None = None
+    pre_restorer: str | None = None
+    single: bool = False
+    whole_image: bool = False
+    licence: str | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether its results are sampled, from noise and by a solver."""
+        return self.table is not None

@@ -1,0 +1,1 @@
+"""ResShift: x4 by a short Markov chain that starts at the encoded low-resolution image."""

@@ -1,0 +1,1 @@
+"""SwinIR for real photos: x4, and DiffBIR's first stage, which keeps the size."""
