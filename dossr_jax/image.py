@@ -126,17 +126,43 @@ def coarse_fix(
     return image + _low_band(change, 4 * size, (1, 2))
 
 
-def cubic_weights(t: Float[Array, "*shape"]) -> tuple[Array, Array, Array, Array]:
-    """Catmull-Rom's cubic at `t` in [0, 1] between the second and third of four samples.
+def cubic_weights(t: Float[Array, "*shape"], a: float = -0.5) -> tuple[Array, Array, Array, Array]:
+    """Keys' cubic at `t` in [0, 1] between the second and third of four samples.
 
-    Weights of the samples, of the shape of `t`. Ramps stay ramps.
+    Weights of the samples, of the shape of `t`. a = -0.5 is Catmull-Rom's, which keeps ramps, and
+    Pillow's; a = -0.75 is PyTorch's.
     """
-    return (
-        ((2 - t) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((4 - 3 * t) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    )
+
+    def near(d: Array) -> Array:
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d: Array) -> Array:
+        return a * (((d - 5) * d + 8) * d - 4)
+
+    return far(1 + t), near(t), near(1 - t), far(2 - t)
+
+
+def enlarge_as_torch(image: Image, factor: int) -> Image:
+    """(b, h, w, c) -> (b, factor h, factor w, c), bicubic as PyTorch's interpolate.
+
+    a = -0.75, the edge continued, without antialiasing and without clipping.
+    """
+    for axis in (1, 2):
+        centre = (jnp.arange(factor * image.shape[axis]) + 0.5).astype(image.dtype) / factor - 0.5
+        first = jnp.floor(centre)
+        weights = cubic_weights(centre - first, -0.75)
+        shape = [1, 1, 1, 1]
+        shape[axis] = len(centre)
+        image = sum(
+            weight.reshape(shape)
+            * jnp.take(
+                image,
+                jnp.clip(first.astype(jnp.int32) + i - 1, 0, image.shape[axis] - 1),
+                axis=axis,
+            )
+            for i, weight in enumerate(weights)
+        )
+    return image
 
 
 def is_grey(image: Shaped[Array, "b h w c"]) -> Bool[Array, " b"]:

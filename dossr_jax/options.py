@@ -19,7 +19,6 @@ _PICTURE = (
     "seed",
     "prompt",
     "negative_prompt",
-    "cfg_scale",
     "strength",
     "pixel_scale",
     "semantic_scale",

@@ -49,7 +49,7 @@ def test_every_row_preserves_the_marginal(opts):
     """With the exact prediction D = x0, a row maps y = x0 + lam eps to x0 + lam_next eps'."""
     table = make_table(SCHEDULE, SamplerConfig(**opts))
     lam = table.rows.sigma / table.rows.m
-    to_x0 = opts["final_denoise"] or opts["start"] == "noise"
+    to_x0 = opts["final_denoise"] or opts["start"] == "noise" or opts["grid"] == "spaced"
     lam_next = np.append(lam[1:], 0.0 if to_x0 else SCHEDULE.lam[0])
     np.testing.assert_allclose(table.rows.c_y + table.rows.c_x0.sum(axis=1), 1, atol=1e-12)
     np.testing.assert_allclose(

@@ -20,7 +20,8 @@ Prediction = Literal["eps", "v"]
 Eta = Literal["trunc_12", "trunc_13", "trunc_23"]
 Order = Literal[1, 2, 3]
 Solver = Literal["sde", "ode", "asinh"]
-TimeGrid = Literal["uniform", "asinh"]
+Chain = Literal["chain"]
+TimeGrid = Literal["uniform", "asinh", "spaced"]
 Start = Literal["lr", "noise"]
 ColorFix = Literal["wavelet", "residual", "adain", "none"]
 
@@ -58,15 +59,15 @@ class SamplerConfig:
     order: Order = Field(
         default=3, description="order of the solver; 1 is advised from 10 steps on"
     )
-    solver: Solver = Field(
+    solver: Literal[Solver, Chain] = Field(
         default="sde",
         description="sde: the domain-shift SDE, as published; ode: its probability-flow ODE; "
-        "asinh: the same ODE, predictions interpolated in asinh(1/lambda)",
+        "asinh: the same ODE, predictions interpolated in asinh(1/lambda); chain: ResShift's own",
     )
     grid: TimeGrid = Field(
         default="uniform",
-        description="times uniform in t, as published, or uniform in asinh(1/lambda), which "
-        "spends few steps at high noise",
+        description="times uniform in t, as published; uniform in asinh(1/lambda), which spends "
+        "few steps at high noise; or spaced from the first time to 0, as DDPM's with fewer steps",
     )
     start: Start = Field(
         default="lr",
@@ -75,6 +76,10 @@ class SamplerConfig:
     )
     final_denoise: bool = Field(
         default=False, description="return the last prediction, without the noise left at t = 0"
+    )
+    cfg_scale: float = Field(
+        default=1.0,
+        description="classifier-free guidance scale; 1 is off and costs nothing",
     )
     fidelity: float = Field(
         default=0.0, ge=0, le=1, description="0: free detail, 1: keep the pre-restored image"

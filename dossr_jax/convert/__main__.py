@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take the EMA weights (model_ema.*) where a checkpoint has them beside the plain ones",
     )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which of several models with the same keys it is, where the names of its files do "
+        "not tell: ResShift s15, s4, sinsr; DiffBIR v1, v2.1",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     return parser
 

@@ -36,6 +36,7 @@ def convert(
     context: str | Path | None = None,
     dtype: str = "keep",
     ema: bool = False,
+    variant: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Convert one checkpoint, of one file or several; arguments are those of the command line.
@@ -48,7 +49,7 @@ def convert(
     source = sources[0]
     _check_target(target, to, overwrite)
     own = len(sources) == 1 and systems.is_model(source)
-    options = Options(rrdb=rrdb, config=config, head_dim=head_dim, ema=ema)
+    options = Options(rrdb=rrdb, config=config, head_dim=head_dim, ema=ema, variant=variant)
     model = read(sources, options)
     if keep_text and getattr(model.config, "text", None) is None:
         raise UserError(f"{source}: has no text tower that --keep-text could keep")

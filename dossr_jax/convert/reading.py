@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class Options:
       rrdb: file of a pre-restorer to add, or to put in place of the checkpoint's.
       config: YAML file of its configuration. head_dim: width of an attention head.
       ema: take the EMA weights.
+      variant: which of a system's models it is, where neither keys nor files' names tell.
     """
 
     rrdb: str | None = None
     config: str | Path | None = None
     head_dim: int | None = None
     ema: bool = False
+    variant: str | None = None
 
 
 def load(path: str | Path, *, dtype: Any = jnp.float32) -> Any:
@@ -134,13 +137,35 @@ def _read_states(states: Sequence[State], options: Options) -> Model:
         pair = _need_rrdb(states[0].source, options)
         return release.read_sd(states[0], pair, **_release_options(options))
     system, state = systems.recognise(states)
-    if options != Options():
+    if options != Options(variant=options.variant):
         raise UserError(
             f"{state.source}: {system.title}, which takes none of --rrdb, --config, --head-dim and "
             "--ema; leave them out"
         )
     assert system.read is not None
-    return system.read(state)
+    model = system.read(state, _variant(system, state, options.variant))
+    return model if system.licence is None else model.replace(note=system.licence)
+
+
+def _variant(system: systems.System, state: State, wanted: str | None) -> str | None:
+    """The variant that is asked for, or that the files' names speak of."""
+    known = ", ".join(system.variants)
+    if wanted is not None:
+        if wanted not in system.variants:
+            raise UserError(
+                f"--variant {wanted}: {system.title} has {known or 'none'}; "
+                + ("choose one of them" if known else "leave it out")
+            )
+        return wanted
+    if not system.variants:
+        return None
+    named = [v for v, pattern in system.variants.items() if re.search(pattern, state.source)]
+    if len(named) != 1:
+        raise UserError(
+            f"{state.source}: {system.title}, but the names of the files do not tell which one; "
+            f"convert it with --variant, one of {known}"
+        )
+    return named[0]
 
 
 def _release_options(options: Options) -> dict[str, Any]:

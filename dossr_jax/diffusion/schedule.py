@@ -159,11 +159,12 @@ def make_eta(name: str, timesteps: int) -> tuple[np.ndarray, int]:
 
 def make_schedule(process: ProcessConfig) -> Schedule:
     """Schedule of a configuration."""
-    alpha = np.sqrt(np.cumprod(1 - make_betas(process)))
+    alphas_cumprod = np.cumprod(1 - make_betas(process))
     if process.zero_snr:
-        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        alpha = np.sqrt(alphas_cumprod)
+        alphas_cumprod = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     eta, t1 = make_eta(process.eta, process.timesteps)
-    return Schedule(alpha, np.sqrt(1 - alpha**2), eta, t1)
+    return Schedule(np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod), eta, t1)
 
 
 def release_buffers(process: ProcessConfig) -> dict[str, np.ndarray]:
@@ -198,16 +199,22 @@ def release_buffers(process: ProcessConfig) -> dict[str, np.ndarray]:
 
 
 def make_timesteps(schedule: Schedule, steps: int, grid: TimeGrid = "uniform") -> np.ndarray:
-    """The steps + 1 strictly falling times (float64) of a run, from t1 - 1 to 0.
+    """The strictly falling times (float64) of a run, from t1 - 1 to 0.
 
-    The denoiser is evaluated at all but the last. `grid` "uniform" gives the release's integers
-    round(i (t1 - 1) / steps), the sum accumulated in floats and halves rounded to even; "asinh"
-    is uniform in :func:`asinh_coordinate` and gives times between integers.
+    There are steps + 1, and the denoiser is evaluated at all but the last; "spaced" has `steps`,
+    for as many evaluations. "uniform" gives the release's integers round(i (t1 - 1) / steps),
+    the sum accumulated in floats and halves rounded to even; "asinh" is uniform in
+    :func:`asinh_coordinate` and gives times between integers; "spaced" gives the integers
+    round(i (t1 - 1) / (steps - 1)), and 0 alone for one step.
 
     Raises:
-      ConfigError: more steps than integer times on the uniform grid.
+      ConfigError: more steps than integer times on a grid of integers.
     """
     last = schedule.t1 - 1
+    if grid == "spaced":
+        if steps > last + 1:
+            raise ConfigError(f"steps {steps}: at most {last + 1} on this schedule's spaced grid")
+        return np.round(np.linspace(0, last, steps))[::-1] if steps > 1 else np.zeros(1)
     if grid == "uniform":
         if steps > last:
             raise ConfigError(f"steps {steps}: at most {last} on this schedule's uniform grid")

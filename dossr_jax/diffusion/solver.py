@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dossr_jax.config import SamplerConfig
+from dossr_jax.config import ConfigError, SamplerConfig
 from dossr_jax.config.sampler import Order, Solver
-from dossr_jax.diffusion.schedule import Schedule, asinh_coordinate, make_timesteps
+from dossr_jax.diffusion.schedule import Levels, Schedule, asinh_coordinate, make_timesteps
 
 HISTORY = 3
 Numbers = Any  # arrays: NumPy on the host, JAX inside jit
@@ -93,6 +93,7 @@ def _moments(solver: Solver, lam: np.ndarray, lam_next: np.ndarray) -> tuple[np.
     ratio r = lam_next / lam; r = 0 is the limit. "asinh" has asinh_coordinate's w in place of l.
     """
     r = lam_next / lam
+    lam = np.where(np.isinf(lam), 0.0, lam)  # of a first step alone, which has no history
     log_r = np.log(np.where(r > 0, r, 1.0))  # only ever multiplied by powers of r
     if solver == "sde":
         k0 = 1 - r**2
@@ -180,31 +181,61 @@ def make_table(
     Args:
       times: the steps + 1 strictly falling times to use in place of the sampler's grid.
     """
-    from_lr = sampler.start == "lr"
-    if not from_lr:
+    if sampler.start == "noise":
         schedule = schedule.no_shift()
     if times is None:
         times = make_timesteps(schedule, sampler.steps, sampler.grid)
+        if sampler.grid == "spaced":  # the denoiser is evaluated at all of them
+            return assemble(times, schedule.at(times), None, sampler)
     levels = schedule.at(times)
-    lam, m, shift = levels.lam, levels.m, levels.shift
-    m_out, shift_out = m[-1], shift[-1]
-    if sampler.final_denoise or not from_lr:
-        lam[-1], m_out, shift_out = 0.0, np.ones_like(m_out), np.zeros_like(shift_out)
+    last = Levels(*(values[-1:] for values in levels))
+    to_x0 = sampler.final_denoise or sampler.start == "noise"
+    levels = Levels(*(values[:-1] for values in levels))
+    return assemble(times[:-1], levels, None if to_x0 else last, sampler)
+
+
+def assemble(
+    times: np.ndarray, levels: Levels, end: Levels | None, sampler: SamplerConfig
+) -> SolverTable:
+    """Table of a run that evaluates the denoiser at `times` (n,), where the process has `levels`.
+
+    Args:
+      end: the process where the run ends, one row; None ends with x0 itself.
+      sampler: its solver, order and start.
+
+    Raises:
+      ConfigError: a solver that is of another process.
+    """
+    if sampler.solver == "chain":
+        raise ConfigError("solver chain: is ResShift's; choose sde, ode or asinh")
+    from_lr, m = sampler.start == "lr", levels.m
+    with np.errstate(divide="ignore"):  # alpha = 0: pure noise
+        first = levels.lam
+    if (m[0] == 0).all():
+        # Any scale of y will do there, as the step forgets it. That of x: y = x = z.
+        m[0] = 1.0
+        init_noise = np.ones_like(first[0])
+    else:
+        # x = alpha x_lr + sigma z at t1 - 1, and x = z at T - 1, in y.
+        init_noise = first[0] if from_lr else 1 / m[0]
+    lam = np.concatenate([first, np.zeros_like(first[:1]) if end is None else end.lam])
     c_y, c_x0, c_noise = step_coefficients(lam, order=sampler.order, solver=sampler.solver)
     rows = SolverRows(
-        t=times[:-1],
-        alpha=levels.alpha[:-1],
-        sigma=levels.sigma[:-1],
-        eta=levels.eta[:-1],
-        m=m[:-1],
-        shift=shift[:-1],
+        t=times,
+        alpha=levels.alpha,
+        sigma=levels.sigma,
+        eta=levels.eta,
+        m=m,
+        shift=levels.shift,
         c_y=c_y,
         c_x0=c_x0,
         c_noise=c_noise,
-        active=np.ones(len(times) - 1, bool),
+        active=np.ones(len(times), bool),
     )
-    # x = alpha x_lr + sigma z at t1 - 1, and x = z at T - 1, in y.
-    init_noise = lam[0] if from_lr else 1 / m[0]
+    if end is None:
+        m_out, shift_out = np.ones_like(first[0]), np.zeros_like(first[0])
+    else:
+        m_out, shift_out = end.m[0], end.shift[0]
     return SolverTable(rows, SolverEnds(np.float64(from_lr), init_noise, m_out, shift_out))
 
 

@@ -87,7 +87,7 @@ def _describe(system: System, settings: Settings) -> str:
         f"{sampler.steps} steps of {sampler.solver}, order {sampler.order}, grid {sampler.grid}",
         f"start {sampler.start}",
         "final denoising" if sampler.final_denoise else "no final denoising",
-        f"fidelity {sampler.fidelity:g}, cfg {settings.cfg_scale:g}, "
+        f"fidelity {sampler.fidelity:g}, cfg {settings.sampler.cfg_scale:g}, "
         f"strength {settings.strength:g}",
         f"colour fix {sampler.color_fix}, seed {settings.seed}",
     ]

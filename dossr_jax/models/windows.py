@@ -108,7 +108,8 @@ class WindowAttention(nnx.Module):
             x = jnp.roll(x, (-half, -half), axis=(1, 2))
         qkv = self.qkv(split_windows(x, self.window))
         qkv = qkv.reshape(*qkv.shape[:3], 3, self.heads, dim // self.heads)
-        out = self._attend(*jnp.moveaxis(qkv, 3, 0), regions)
+        q, k, v = jnp.moveaxis(qkv, 3, 0)
+        out = self._attend(q, k, v, regions)
         x = merge_windows(self.proj(out.reshape(b, -1, self.window**2, dim)), h, w, self.window)
         return x if regions is None else jnp.roll(x, (half, half), axis=(1, 2))
 

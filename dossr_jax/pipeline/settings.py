@@ -42,9 +42,6 @@ class Settings:
     negative_prompt: Annotated[
         str | None, Field(description="text to steer away from, with cfg_scale (default: stored)")
     ] = None
-    cfg_scale: Annotated[
-        float, Field(description="classifier-free guidance scale; 1 is off and costs nothing")
-    ] = 1.0
     strength: Annotated[
         float, Field(description="factor on the ControlNet's residuals, 1 as trained")
     ] = 1.0

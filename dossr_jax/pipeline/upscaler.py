@@ -360,7 +360,7 @@ class Upscaler:
             }
         return Controls(
             **contexts,
-            cfg_scale=np.float32(settings.cfg_scale),
+            cfg_scale=np.float32(settings.sampler.cfg_scale),
             strength=np.float32(settings.strength),
             fidelity=np.float32(settings.sampler.fidelity),
             pixel_scale=np.float32(settings.pixel_scale),

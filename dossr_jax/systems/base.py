@@ -122,6 +122,8 @@ class System:
       guided: whether these settings ask for a second evaluation per step.
       parts: of its PyTorch checkpoint. read: the model of these parts together. export: the
         tensors of a model under PyTorch's names, by the inverse table.
+      variants: of models whose checkpoints have the same keys, and patterns of their files' names;
+        `read` is given one of them.
       pre_restorer: attribute of a network that can be exchanged and used alone.
       single: whether it is one network, without parts of its own to count.
       whole_image: whether something is computed of the image as a whole, so that large ones cannot
@@ -139,7 +141,8 @@ class System:
     settings: frozenset[str] = frozenset()
     guided: Callable[[Any], bool] = lambda settings: False
     parts: tuple[Part, ...] = ()
-    read: Callable[[State], Model] | None = None
+    read: Callable[[State, str | None], Model] | None = None
+    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
     export: Callable[[Model], dict[str, Lazy]] | None = None
     pre_restorer: str | None = None
     single: bool = False

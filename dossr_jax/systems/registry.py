@@ -10,12 +10,18 @@ import jax.numpy as jnp
 
 from dossr_jax import weights
 from dossr_jax.config import ModelConfig
-from dossr_jax.systems import dasr, dossr, rrdb
+from dossr_jax.systems import dasr, dossr, resshift, rrdb, swinir
 from dossr_jax.systems.base import System
 from dossr_jax.systems.files import BUFFER_PREFIX, open_model
 from dossr_jax.weights import Lazy
 
-SYSTEMS: tuple[System, ...] = (dossr.SYSTEM, rrdb.SYSTEM, dasr.SYSTEM)
+SYSTEMS: tuple[System, ...] = (
+    dossr.SYSTEM,
+    rrdb.SYSTEM,
+    swinir.SYSTEM,
+    dasr.SYSTEM,
+    resshift.SYSTEM,
+)
 
 
 def system_of(config: ModelConfig) -> System:

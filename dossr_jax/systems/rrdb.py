@@ -126,7 +126,7 @@ def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
     return model
 
 
-def _read(state: State) -> Model:
+def _read(state: State, variant: str | None = None) -> Model:
     config = infer_rrdb(state)
     return Model(config, to_ours(rrdb_table(config), state))
 

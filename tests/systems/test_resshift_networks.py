@@ -239,6 +239,13 @@ def test_other_networks_are_refused(prefix, says):
         infer_resshift(state.select(lambda name: not name.startswith(prefix)))
 
 
+def test_a_weight_of_another_rank_is_refused():
+    tensors = dict(zoo.full_size("resshift").tensors)
+    tensors["unet.input_blocks.0.0.weight"] = weights.lazy(np.zeros(64))
+    with pytest.raises(UserError, match="no ResShift of the kind"):
+        infer_resshift(State("model.pth", tensors))
+
+
 def test_configuration_from_keys_yaml_and_json(settings, config):
     assert infer_resshift(zoo.read_state("resshift")) == config
     assert [config.unet.shifts(level) for level in range(4)] == [True, True, True, False]

@@ -165,6 +165,13 @@ def test_other_networks_are_refused(prefix, says):
         infer_swinir(state.select(lambda name: not name.startswith(prefix)))
 
 
+def test_a_weight_of_another_rank_is_refused():
+    tensors = dict(zoo.full_size("swinir", "realsr_m_x4.").tensors)
+    tensors["conv_first.weight"] = weights.lazy(np.zeros(64))
+    with pytest.raises(UserError, match="this SwinIR is not supported"):
+        infer_swinir(State("model.pth", tensors))
+
+
 @pytest.mark.parametrize("name", ["x4", "unshuffle", "x4l"])
 def test_configuration_from_keys_yaml_and_json(settings, name):
     config = config_from_yaml(settings.at(name))

@@ -69,7 +69,7 @@ def _ends(torch: str, c: int, c_out: int, naming: Naming) -> list[Row]:
 
 def vae_encoder_table(config: VAEConfig, naming: Naming = "ldm") -> list[Row]:
     """List the rows of an encoder with its quantisation convolution; our names have no prefix."""
-    base, z = config.base_channels, 2 * config.z_channels
+    base, z = config.base_channels, config.encoder_channels
     widths = [mult * base for mult in config.channel_mult]
     rows = conv("encoder.conv_in", "conv_in", config.in_channels * config.patch_size**2, base)
     rows += _levels("down", base, widths, config.num_res_blocks, naming)

@@ -32,7 +32,7 @@ def _restore(model: DASR, lr: Array, run: Run) -> method.Restoration:
     return method.Restoration.of(run.apply(generate, [lr], [1], UPSCALE, 3, [weights]))
 
 
-def _read(state: State) -> Model:
+def _read(state: State, variant: str | None = None) -> Model:
     config = infer_dasr(state)
     return Model(config, to_ours(dasr_table(config), state))
 

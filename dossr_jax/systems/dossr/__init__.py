@@ -20,7 +20,6 @@ SETTINGS = frozenset(field.name for field in dataclasses.fields(SamplerConfig)) 
     "seed",
     "prompt",
     "negative_prompt",
-    "cfg_scale",
     "strength",
     "diffuse",
 }
@@ -65,7 +64,7 @@ SYSTEM = System(
     restore=restore,
     table=solver_table,
     settings=SETTINGS,
-    guided=lambda settings: settings.cfg_scale != 1.0,
+    guided=lambda settings: settings.sampler.cfg_scale != 1.0,
     parts=(Part("checkpoint", "", "control_model.input_blocks.0.0.weight"),),
     export=export_release,
     pre_restorer="rrdb",

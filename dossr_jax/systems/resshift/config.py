@@ -12,6 +12,11 @@ from dossr_jax.config.model import Count, Counts
 JOURNAL_STEPS = 4
 
 
+def published_sampler(steps: int) -> SamplerConfig:
+    """The chain itself, without a colour fix."""
+    return SamplerConfig(steps=steps, order=1, solver="chain", final_denoise=True, color_fix="none")
+
+
 @configuration
 class SwinUNetConfig:
     """UNet with window attention; predicts the clean latent.
@@ -89,6 +94,7 @@ class ResShiftProcess:
 
     sqrt(eta) grows from min(min_noise / kappa, min_noise) to `eta_end` over the steps, as a
     geometric sequence in (t / (steps - 1))^power; noise at step t has deviation kappa sqrt(eta).
+    `spacing`: whether fewer steps keep the first step or, as SinSR's single one, the last.
     """
 
     steps: Annotated[int, Field(ge=2)] = JOURNAL_STEPS
@@ -96,6 +102,7 @@ class ResShiftProcess:
     power: PositiveFloat = 0.3
     eta_end: Annotated[float, Field(gt=0, lt=1)] = 0.99
     min_noise: PositiveFloat = 0.2
+    spacing: Literal["leading", "trailing"] = "leading"
 
 
 @configuration
@@ -106,7 +113,7 @@ class ResShiftConfig(ModelConfig):
     unet: SwinUNetConfig = SwinUNetConfig()
     vq: VQConfig = VQConfig()
     process: ResShiftProcess = ResShiftProcess()
-    sampler: SamplerConfig = SamplerConfig(steps=JOURNAL_STEPS)
+    sampler: SamplerConfig = published_sampler(JOURNAL_STEPS)
 
     def __post_init__(self) -> None:
         if self.unet.in_channels != self.vq.z_channels:

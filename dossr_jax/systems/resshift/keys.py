@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from dossr_jax.config import SamplerConfig
 from dossr_jax.pytorch.infer import Settings, config_errors, count, infer_vae
 from dossr_jax.pytorch.state import State
 from dossr_jax.pytorch.tables.rows import Row, conv, linear, norm, res, with_prefix
@@ -18,6 +17,7 @@ from dossr_jax.systems.resshift.config import (
     ResShiftProcess,
     SwinUNetConfig,
     VQConfig,
+    published_sampler,
 )
 from dossr_jax.systems.resshift.networks import decoder_inputs, encoder_inputs
 
@@ -27,6 +27,13 @@ VQ_PREFIX = "autoencoder."
 BUFFERS = WINDOW_BUFFERS
 
 Variant = Literal["diffusion_v1", "diffusion_v3"]
+
+# What published checkpoints were trained for, which their keys do not tell.
+PROCESSES = {
+    "s15": ResShiftProcess(steps=15, min_noise=0.04),
+    "s4": ResShiftProcess(steps=4, min_noise=0.2),
+    "sinsr": ResShiftProcess(steps=15, min_noise=0.04, spacing="trailing"),
+}
 
 # PyTorch's names of the layers of a residual block, but for the time's.
 _RES = {
@@ -110,38 +117,42 @@ def _swin(torch: str, ours: str, channels: int, config: SwinUNetConfig) -> list[
 
 def vq_table(config: VQConfig) -> list[Row]:
     """List the rows of an autoencoder, without prefixes."""
-    z, c = config.z_channels, config.channel_mult[-1] * config.base_channels
-    # The encoder ends in the latent itself; that of the other table ends in moments.
-    moments = "encoder.conv_out.", "encoder.quant_conv."
-    rows = [row for row in vae_table(config) if not row.ours.startswith(moments)]
-    rows += conv("encoder.conv_out", "encoder.conv_out", c, config.encoder_channels)
-    rows += conv("quant_conv", "encoder.quant_conv", z, z, 1)
-    return rows + [Row("quantize.embedding.weight", "codebook", "copy", (config.codes, z))]
+    rows = vae_table(config)
+    return rows + [
+        Row("quantize.embedding.weight", "codebook", "copy", (config.codes, config.z_channels))
+    ]
 
 
-def infer_resshift(state: State, process: ResShiftProcess | None = None) -> ResShiftConfig:
+def infer_resshift(
+    state: State, process: ResShiftProcess | None = None, steps: int | None = None
+) -> ResShiftConfig:
     """Infer the configuration of a ResShift from its keys, with prefixes.
 
     Args:
       state: UNet and autoencoder. Cached masks among the buffers tell the size of the training
         latents, which decides which levels shift their windows; without them it is the default.
       process: what it was trained for, which keys do not tell; the journal model's where None.
+      steps: of its sampler; all of the process where None.
 
     Raises:
       UserError: the keys are not those of a ResShift.
     """
     process = process or ResShiftProcess()
-    with config_errors(state.source, "UNet and autoencoder do not belong together"):
+    with config_errors(state.source, "this is no ResShift of the kind that is supported"):
         return ResShiftConfig(
             unet=infer_swin_unet(state.below(UNET_PREFIX)),
             vq=infer_vq(state.below(VQ_PREFIX)),
             process=process,
-            sampler=SamplerConfig(steps=process.steps),
+            sampler=published_sampler(steps or process.steps),
         )
 
 
 def infer_swin_unet(state: State) -> SwinUNetConfig:
-    """Infer the configuration of a UNet from its keys (without prefix); see infer_resshift."""
+    """Infer the configuration of a UNet from its keys (without prefix).
+
+    Raises:
+      UserError, ValueError: the keys are not those of such a UNet.
+    """
     base, channels = state.shape("input_blocks.0.0.weight")[:2]
     out_channels = state.shape("out.2.weight")[0]
     levels = list(_levels(state))
@@ -154,20 +165,19 @@ def infer_swin_unet(state: State) -> SwinUNetConfig:
     image_size = SwinUNetConfig().image_size
     if mask in state.tensors:
         image_size = math.isqrt(state.shape(mask)[0]) * window
-    with config_errors(state.source, "this UNet is not supported"):
-        return SwinUNetConfig(
-            image_size=image_size,
-            in_channels=out_channels,
-            lq_channels=channels - out_channels,
-            model_channels=base,
-            channel_mult=tuple(width // base for width, _ in levels),
-            num_res_blocks=tuple(blocks for _, blocks in levels),
-            swin_embed_dim=dim,
-            swin_depth=count(state, f"{layer}.blocks.%d."),
-            head_dim=dim // heads,
-            window=window,
-            mlp_ratio=state.shape(f"{block}.mlp.fc1.weight")[0] // dim,
-        )
+    return SwinUNetConfig(
+        image_size=image_size,
+        in_channels=out_channels,
+        lq_channels=channels - out_channels,
+        model_channels=base,
+        channel_mult=tuple(width // base for width, _ in levels),
+        num_res_blocks=tuple(blocks for _, blocks in levels),
+        swin_embed_dim=dim,
+        swin_depth=count(state, f"{layer}.blocks.%d."),
+        head_dim=dim // heads,
+        window=window,
+        mlp_ratio=state.shape(f"{block}.mlp.fc1.weight")[0] // dim,
+    )
 
 
 def _levels(state: State) -> Iterator[tuple[int, int]]:
@@ -187,11 +197,12 @@ def infer_vq(state: State) -> VQConfig:
     """Infer the configuration of an autoencoder from its keys (without prefix).
 
     Raises:
-      UserError: the keys are not those of a VQ autoencoder.
+      UserError, ValueError: the keys are not those of a VQ autoencoder.
     """
     codes = state.shape("quantize.embedding.weight")[0]
-    vae = dataclasses.asdict(infer_vae(state)) | {"scale_factor": VQConfig().scale_factor}
-    return VQConfig(**vae, codes=codes)
+    fields = dataclasses.asdict(infer_vae(state))
+    del fields["scale_factor"]  # Stable Diffusion's; the keys do not tell
+    return VQConfig(**fields, codes=codes)
 
 
 def config_from_yaml(settings: Settings, variant: Variant = "diffusion_v3") -> ResShiftConfig:
@@ -210,7 +221,7 @@ def config_from_yaml(settings: Settings, variant: Variant = "diffusion_v3") -> R
             unet=_yaml_unet(settings.at("model", "params")),
             vq=_yaml_vq(settings.at("autoencoder", "params")),
             process=process,
-            sampler=SamplerConfig(steps=process.steps),
+            sampler=published_sampler(process.steps),
         )
 
 

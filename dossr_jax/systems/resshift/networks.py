@@ -1,5 +1,8 @@
-"""The networks of ResShift (Yue et al., 2023, "ResShift: Efficient Diffusion Model for Image
-Super-resolution by Residual Shifting"): a UNet with window attention, a VQ autoencoder."""
+"""The networks of ResShift: a UNet with window attention and a VQ autoencoder.
+
+Yue et al., 2023, "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual
+Shifting".
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class SwinIRConfig(ModelConfig):
     mlp_ratio: Count = 2
     residual: Residual = "1conv"
     scale: Literal[4, 8] = 4
-    unshuffle: Literal[1, 2, 4, 8] = 1
+    unshuffle: Count = 1
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.heads:

@@ -63,20 +63,21 @@ def infer_swinir(state: State) -> SwinIRConfig:
       UserError: the keys are not those of a SwinIR, or it has another head.
     """
     folded = "conv_first.1.weight"
-    dim, in_channels = state.shape(folded if folded in state.tensors else "conv_first.weight")[:2]
-    depths = tuple(
-        count(state, f"layers.{i}.residual_group.blocks.%d.")
-        for i in range(count(state, "layers.%d."))
-    )
+    first = folded if folded in state.tensors else "conv_first.weight"
     block = "layers.0.residual_group.blocks.0"
-    entries, heads = state.shape(f"{block}.attn.relative_position_bias_table")
-    ups = sum(state.has(f"conv_up{i + 1}.") for i in range(_UPS))
-    if not ups:
-        raise UserError(
-            f"{state.source}: a SwinIR with another head than {_HEAD} (it has no conv_up1); only "
-            "the models for real-world images are supported"
-        )
     with config_errors(state.source, "this SwinIR is not supported"):
+        dim, in_channels = state.shape(first)[:2]
+        depths = tuple(
+            count(state, f"layers.{i}.residual_group.blocks.%d.")
+            for i in range(count(state, "layers.%d."))
+        )
+        entries, heads = state.shape(f"{block}.attn.relative_position_bias_table")
+        ups = sum(state.has(f"conv_up{i + 1}.") for i in range(_UPS))
+        if not ups:
+            raise UserError(
+                f"{state.source}: a SwinIR with another head than {_HEAD} (it has no conv_up1); "
+                "only the models for real-world images are supported"
+            )
         return SwinIRConfig(
             embed_dim=dim,
             depths=depths,

@@ -1,4 +1,7 @@
-"""The network SwinIR (Liang et al., 2021, "SwinIR: Image Restoration Using Swin Transformer")."""
+"""The network SwinIR.
+
+Liang et al., 2021, "SwinIR: Image Restoration Using Swin Transformer".
+"""
 
 from __future__ import annotations
 

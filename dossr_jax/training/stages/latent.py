@@ -93,8 +93,6 @@ def sample_images(
         controls=method.Controls(
             context=model.context[...],
             negative_context=model.negative_context[...],
-            cfg_scale=1.0,
-            strength=1.0,
             fidelity=sampler.fidelity,
         ),
         noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
