@@ -18,11 +18,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from dossr_jax.config.sampler import ColorFix
+from dossr_jax.config import LatentConfig
+from dossr_jax.config.sampler import ColorFix, Prediction
 from dossr_jax.diffusion import process, solver
 from dossr_jax.draws import Draw
 from dossr_jax.image import batch_position_noise, color_fix
-from dossr_jax.models.dossr import DoSSR
+from dossr_jax.models.dossr import ControlledModel
 from dossr_jax.models.rrdbnet import UPSCALE
 
 Image = Float[Array, "b h w c"]
@@ -104,6 +105,26 @@ class StoredNoise(NamedTuple):
 Noise = KeyNoise | StoredNoise
 
 
+# --- networks -----------------------------------------------------------------------------------
+
+# (x (b, h, w, z), t (b,), hint as x) -> the network's output, as x.
+Predict = Callable[[Array, Array, Array], Array]
+
+
+@runtime_checkable
+class Networks(Protocol):
+    """What the method asks of a model, besides a prediction; see dossr_jax.models.dossr."""
+
+    @property
+    def config(self) -> LatentConfig: ...
+
+    def encode(self, image: Array) -> tuple[Array, Array]: ...
+
+    def latents(self, moments: Array, noise: Array | None = None) -> Array: ...
+
+    def decode(self, latents: Array) -> Array: ...
+
+
 # --- the method ---------------------------------------------------------------------------------
 
 
@@ -158,7 +179,7 @@ class Restoration(NamedTuple):
 
 
 def encode_lr(
-    model: DoSSR, pre: Image, noise_posterior: Array, *, apply: Apply = whole
+    model: Networks, pre: Image, noise_posterior: Array, *, apply: Apply = whole
 ) -> Condition:
     """The condition of pre-restored images (b, H, W, 3) in [0, 1]."""
     z, unit = model.config.vae.z_channels, model.config.vae.downscale
@@ -172,41 +193,58 @@ def encode_lr(
     return Condition(model.latents(moments, noise_posterior), hint)
 
 
-def make_denoiser(
-    model: DoSSR,
-    condition: Condition,
-    controls: Controls,
-    *,
-    guided: bool = False,
-    apply: Apply = whole,
-) -> solver.DenoiseFn:
-    """The function (x, point) -> D that a solver calls.
+def make_predict(model: ControlledModel, controls: Controls, guided: bool) -> Predict:
+    """The prediction of DoSSR's networks.
 
     `guided`: classifier-free guidance by `controls.cfg_scale`, a second UNet pass per step.
     """
 
+    def predict(x: Array, t: Array, hint: Array) -> Array:
+        def eps(context: Array | np.ndarray) -> Array:
+            context = jnp.broadcast_to(context, (x.shape[0], *context.shape))
+            return model.predict_noise(x, t, context, hint, strength=controls.strength)
+
+        if not guided:
+            return eps(controls.context)
+        both = eps(controls.context), eps(controls.negative_context)
+        return process.guide(*both, controls.cfg_scale)
+
+    return predict
+
+
+def make_denoiser(
+    predict: Predict,
+    condition: Condition,
+    fidelity: Any,
+    prediction: Prediction,
+    *,
+    apply: Apply = whole,
+) -> solver.DenoiseFn:
+    """The function (x, point) -> D that a solver calls.
+
+    Args:
+      fidelity: see Controls. prediction: what `predict` gives.
+    """
+
     def denoise(x: Array, point: solver.Point) -> Array:
-        def predict(x: Array, hint: Array) -> Array:
-            t = jnp.broadcast_to(point.t, x.shape[:1])
+        def output(x: Array, hint: Array) -> Array:
+            return predict(x, jnp.broadcast_to(point.t, x.shape[:1]), hint)
 
-            def eps(context: Array | np.ndarray) -> Array:
-                context = jnp.broadcast_to(context, (x.shape[0], *context.shape))
-                return model.predict_noise(x, t, context, hint, strength=controls.strength)
-
-            if not guided:
-                return eps(controls.context)
-            both = eps(controls.context), eps(controls.negative_context)
-            return process.guide(*both, controls.cfg_scale)
-
-        eps = apply(predict, [x, condition.hint], [1, 1], 1, x.shape[-1])
-        x0 = process.to_x0(x, eps, point.alpha, point.sigma, model.config.process.prediction)
-        return process.toward_lr(x0, condition.x_lr, controls.fidelity)
+        out = apply(output, [x, condition.hint], [1, 1], 1, x.shape[-1])
+        x0 = process.to_x0(x, out, point.alpha, point.sigma, prediction)
+        return process.toward_lr(x0, condition.x_lr, fidelity)
 
     return denoise
 
 
 def decode_latents(
-    model: DoSSR, latents: Latent, x_lr: Latent, pre: Image, fix: ColorFix, *, apply: Apply = whole
+    model: Networks,
+    latents: Latent,
+    x_lr: Latent,
+    pre: Image,
+    fix: ColorFix,
+    *,
+    apply: Apply = whole,
 ) -> tuple[Image, Image]:
     """Decoded images (b, H, W, 3), and the same as the colour fix is to see them.
 
@@ -239,7 +277,7 @@ def run_solver(
 
 
 def restore_images(
-    model: DoSSR,
+    model: Networks,
     pre: Image,
     size: Sizes,
     *,
@@ -251,10 +289,12 @@ def restore_images(
     keep_path: bool = False,
     gradient_steps: int | None = None,
     apply: Apply = whole,
+    predictor: Callable[[Any, Controls, bool], Predict] = make_predict,
 ) -> Restoration:
     """From pre-restored images to the result.
 
     Args:
+      model: networks of DoSSR, or of the kind that `predictor` takes.
       pre: pre-restored images (b, 4h, 4w, 3) in [0, 1], float32 or float64.
       size: valid part of every LR canvas, int32 (b, 2).
       keep_path: keep every step of the solver.
@@ -264,7 +304,9 @@ def restore_images(
     shape = (pre.shape[1] // unit, pre.shape[2] // unit, z)
     noise_posterior, noise_start = noise.initial(shape)
     condition = encode_lr(model, pre, noise_posterior, apply=apply)
-    denoise = make_denoiser(model, condition, controls, guided=guided, apply=apply)
+    predict = predictor(model, controls, guided)
+    prediction = model.config.process.prediction
+    denoise = make_denoiser(predict, condition, controls.fidelity, prediction, apply=apply)
     latents, path = run_solver(
         denoise,
         condition,

@@ -15,10 +15,11 @@ from dossr_jax.errors import UserError
 from dossr_jax.pytorch.infer import config_from_release_yaml
 from dossr_jax.pytorch.readers import read_checkpoint
 from dossr_jax.pytorch.state import State
-from dossr_jax.pytorch.tables import CONTROL_PREFIX, UNET_PREFIX
+from dossr_jax.pytorch.tables import CONTROL_PREFIX, RRDB_PREFIX, UNET_PREFIX
 from dossr_jax.systems import Model
 from dossr_jax.systems.dossr import diffusers, release
 from dossr_jax.systems.dossr.context import with_context, without_text
+from dossr_jax.systems.one_step.keys import ADAPTERS_PREFIX
 from dossr_jax.systems.rrdb import read_rrdb
 from dossr_jax.weights import CROSSCHECK_FILES, Kind
 
@@ -80,9 +81,11 @@ def read(paths: Sequence[Path], options: Options = Options()) -> Model:
         return _read_own(paths[0], options)
     if kinds == [Kind.DIFFUSERS]:
         return _read_diffusers(paths[0], options)
-    files = []
+    states, files = [], []
     for path, kind in zip(paths, kinds, strict=True):
-        if kind is Kind.CROSSCHECK:
+        if kind is Kind.DIFFUSERS:
+            states.append(diffusers.read_as_ldm(path))
+        elif kind is Kind.CROSSCHECK:
             files.append(path / CROSSCHECK_FILES[0])
             if options.config is None:
                 options = dataclasses.replace(options, config=path / CROSSCHECK_FILES[1])
@@ -90,7 +93,7 @@ def read(paths: Sequence[Path], options: Options = Options()) -> Model:
             files += weights.checkpoints_in(path)
         else:
             files.append(path)
-    return _read_states([read_checkpoint(file) for file in files], options)
+    return _read_states([*states, *map(read_checkpoint, files)], options)
 
 
 def with_prompts(model: Model, context: str | Path | None, *, keep_text: bool = False) -> Model:
@@ -129,11 +132,12 @@ def _read_diffusers(path: Path, options: Options) -> Model:
 
 
 def _read_states(states: Sequence[State], options: Options) -> Model:
-    if len(states) == 1 and states[0].has(CONTROL_PREFIX):
+    swinir = f"{RRDB_PREFIX}layers."  # DiffBIR's large file has one in place of an RRDBNet
+    if len(states) == 1 and states[0].has(CONTROL_PREFIX) and not states[0].has(swinir):
         pair = None if options.rrdb is None else read_rrdb(options.rrdb)
         return release.read_release(states[0], rrdb=pair, **_release_options(options))
-    alone = len(states) == 1 and states[0].has(UNET_PREFIX)
-    if alone:
+    parts = CONTROL_PREFIX, ADAPTERS_PREFIX  # with either of them it is another system's
+    if len(states) == 1 and states[0].has(UNET_PREFIX) and not any(map(states[0].has, parts)):
         pair = _need_rrdb(states[0].source, options)
         return release.read_sd(states[0], pair, **_release_options(options))
     system, state = systems.recognise(states)

@@ -94,10 +94,11 @@ class Schedule:
         high = np.minimum(low + 1, last)
         part = t - low
         whole = part == 0
-        with np.errstate(divide="ignore"):  # log(0) where eta = 1: the interpolant is eta = 1 too
+        # log(0) where eta = 1 or alpha = 0: the interpolant is so too.
+        with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(self.sigma / self.alpha)
             log_rest = np.log1p(-self.eta)
-        ratio = np.exp((1 - part) * log_ratio[low] + part * log_ratio[high])
+            ratio = np.exp((1 - part) * log_ratio[low] + part * log_ratio[high])
         alpha = np.where(whole, self.alpha[low], 1 / np.sqrt(1 + ratio**2))
         sigma = np.where(whole, self.sigma[low], ratio / np.sqrt(1 + ratio**2))
         part, whole = _like(part, self.eta), _like(whole, self.eta)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from dossr_jax.config import DoSSRConfig
+from dossr_jax.config import DoSSRConfig, LatentConfig
 from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
@@ -18,40 +18,25 @@ from dossr_jax.models.unet import Remat, UNet
 from dossr_jax.models.vae import VAE, VAEEncoder, posterior_mode, posterior_sample
 
 
-class DoSSR(nnx.Module):
-    """DoSSR's networks and the embeddings of its two stored prompts.
+class ControlledModel(nnx.Module):
+    """Stable Diffusion 2.1 with a ControlNet, and the embeddings of two stored prompts.
 
     Attributes `context` and `negative_context`, (context_length, context_dim) each, are the
     embeddings of config.prompt and config.negative_prompt.
     """
 
     def __init__(
-        self, config: DoSSRConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+        self, config: LatentConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
     ):
         self.config = config
         self.unet = UNet(config.unet, remat=remat, **options)
         self.control = ControlNet(config.unet, remat=remat, **options)
         self.vae = VAE(config.vae, **options)
-        # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
-        self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
-        self.rrdb = RRDBNet(config.rrdb, **options)
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
         make = Factory(**options)
         self.context = make.constant(shape, 0)
         self.negative_context = make.constant(shape, 0)
-
-    def pre_restore(
-        self, lr: Array, size: tuple[int, int] | None = None, *, clip: bool = True
-    ) -> Array:
-        """LR image (b, h, w, 3) in [0, 1] -> pre-restored image (b, *size, 3), by default 4h x 4w.
-
-        Where the pre-restorer makes fewer pixels, bicubic enlargement follows. Restoration clips to
-        [0, 1], training does not.
-        """
-        height, width = lr.shape[1:3]
-        image = enlarge(self.rrdb(lr), size or (UPSCALE * height, UPSCALE * width))
-        return jnp.clip(image, 0, 1) if clip else image
 
     def encode(self, image: Array) -> tuple[Array, Array]:
         """Posterior moments of an image in [0, 1], and those that give the hint.
@@ -59,10 +44,8 @@ class DoSSR(nnx.Module):
         Returns:
           Two arrays (b, h/f, w/f, 2 z); the same one twice where the encoders are shared.
         """
-        image = 2 * image - 1
-        moments = self.vae.encode(image)
-        hint = moments if self.hint_encoder is None else self.hint_encoder(image)
-        return moments, hint
+        moments = self.vae.encode(2 * image - 1)
+        return moments, moments
 
     def latents(self, moments: Array, noise: Array | None = None) -> Array:
         """Scaled latents: a posterior sample with the given noise, or the mode without."""
@@ -78,7 +61,7 @@ class DoSSR(nnx.Module):
         *,
         strength: ArrayLike = 1.0,
     ) -> Array:
-        """Noise prediction e(x_t, t, context, hint).
+        """Output of the UNet, e(x_t, t, context, hint): the noise, or v (ProcessConfig.prediction).
 
         Args:
           x, hint: (b, h, w, z); hint None leaves the ControlNet out.
@@ -95,3 +78,34 @@ class DoSSR(nnx.Module):
     def decode(self, latents: Array) -> Array:
         """Scaled latents -> image (b, f h, f w, 3), about [0, 1], not clipped."""
         return (self.vae.decode(latents / self.config.vae.scale_factor) + 1) / 2
+
+
+class DoSSR(ControlledModel):
+    """DoSSR's networks: a pre-restorer too, and where it differs the hint's own encoder."""
+
+    config: DoSSRConfig
+
+    def __init__(
+        self, config: DoSSRConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
+        super().__init__(config, remat=remat, **options)
+        # The hint encoder is a frozen copy of the VAE's; a checkpoint may have let them differ.
+        self.hint_encoder = None if config.shared_encoder else VAEEncoder(config.vae, **options)
+        self.rrdb = RRDBNet(config.rrdb, **options)
+
+    def pre_restore(
+        self, lr: Array, size: tuple[int, int] | None = None, *, clip: bool = True
+    ) -> Array:
+        """LR image (b, h, w, 3) in [0, 1] -> pre-restored image (b, *size, 3), by default 4h x 4w.
+
+        Where the pre-restorer makes fewer pixels, bicubic enlargement follows. Restoration clips to
+        [0, 1], training does not.
+        """
+        height, width = lr.shape[1:3]
+        image = enlarge(self.rrdb(lr), size or (UPSCALE * height, UPSCALE * width))
+        return jnp.clip(image, 0, 1) if clip else image
+
+    def encode(self, image: Array) -> tuple[Array, Array]:
+        """As ControlledModel; the hint by its own encoder."""
+        moments, hint = super().encode(image)
+        return moments, hint if self.hint_encoder is None else self.hint_encoder(2 * image - 1)

@@ -57,6 +57,8 @@ def find_in_wheel(package: str, file: str, sha256: str, *, name: str, requiremen
 def read_checkpoint(path: str | Path) -> State:
     """Read the tensors of a checkpoint, unwrapped, under the names of the modules alone.
 
+    Of several state dicts in one file the tensors have names "entry.name".
+
     Args:
       path: a .safetensors file, an index of shards or their folder, or a file of PyTorch's.
 
@@ -96,6 +98,7 @@ def _read_torch(path: Path) -> State:
         raise UserError(
             f"{path}: holds a {type(tree).__name__}, not named tensors; save the model's state_dict"
         )
+    tree = _flat(tree)
     others = [name for name, value in tree.items() if not isinstance(value, torch.Tensor)]
     if others or not tree:
         held = ", ".join(map(str, others)) or "nothing"
@@ -103,6 +106,24 @@ def _read_torch(path: Path) -> State:
             f"{path}: holds {held} where only tensors should be; save the model's state_dict"
         )
     return State(str(path), {name: _from_torch(torch, path, name, t) for name, t in tree.items()})
+
+
+def _flat(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Tensors by name; those of the state dicts in it have the names of these in front.
+
+    Numbers and lists of names that lie beside state dicts, as in files of LoRA, are left out:
+    shapes and names of the tensors say the same.
+    """
+    inside = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
+    if not inside:
+        return tree
+    beside = {name: v for name, v in tree.items() if name not in inside and not _is_plain(v)}
+    return beside | {f"{name}.{key}": v for name, d in inside.items() for key, v in d.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return names or isinstance(value, int)
 
 
 def _load_pickle(torch: Any, path: Path) -> Any:

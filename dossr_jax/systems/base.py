@@ -98,13 +98,13 @@ class Part(NamedTuple):
     Attributes:
       what: the network in it, and a name by which the file is known.
       prefix: of its names once all parts are together.
-      mark: a name that only this part of this system has.
+      marks: names of which this part of this system has one, and nothing else has.
       rename: brings the names of older files to those of the table.
     """
 
     what: str
     prefix: str
-    mark: str
+    marks: tuple[str, ...]
     rename: Callable[[str], str] = str
 
 

@@ -31,11 +31,15 @@ def _parts(system: System, states: Sequence[State]) -> dict[Part, tuple[State, S
     for state in states:
         for part in system.parts:
             names = state.below(part.prefix).rename(part.rename)
-            if not (part.prefix and part.mark in names.tensors):
+            if not (part.prefix and _has(part, names)):
                 names = state.rename(part.rename)
-            if part.mark in names.tensors and part not in found:
+            if _has(part, names) and part not in found:
                 found[part] = (state, names)
     return found
+
+
+def _has(part: Part, state: State) -> bool:
+    return any(mark in state.tensors for mark in part.marks)
 
 
 def _files(found: dict[Part, tuple[State, State]]) -> int:

@@ -49,8 +49,8 @@ SYSTEM = System(
     geometry=lambda config: Geometry(UPSCALE, 1),
     restore=_restore,
     parts=(
-        Part("generator (net_g.pth)", GENERATOR_PREFIX, "body.0.conv1.weight"),
-        Part("predictor (net_p.pth)", PREDICTOR_PREFIX, "MappingNet.0.weight"),
+        Part("generator (net_g.pth)", GENERATOR_PREFIX, ("body.0.conv1.weight",)),
+        Part("predictor (net_p.pth)", PREDICTOR_PREFIX, ("MappingNet.0.weight",)),
     ),
     read=_read,
     export=_export,

@@ -65,7 +65,7 @@ SYSTEM = System(
     table=solver_table,
     settings=SETTINGS,
     guided=lambda settings: settings.sampler.cfg_scale != 1.0,
-    parts=(Part("checkpoint", "", "control_model.input_blocks.0.0.weight"),),
+    parts=(Part("checkpoint", "", ("control_model.input_blocks.0.0.weight",)),),
     export=export_release,
     pre_restorer="rrdb",
 )

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dossr_jax.config import DoSSRConfig, ProcessConfig, TextConfig, UNetConfig, VAEConfig
 from dossr_jax.errors import UserError
-from dossr_jax.pytorch.infer import Settings, config_errors, count, read_settings
+from dossr_jax.pytorch.infer import (
+    Settings,
+    config_errors,
+    count,
+    infer_unet,
+    infer_vae,
+    read_settings,
+)
 from dossr_jax.pytorch.state import State, to_ours, to_torch
-from dossr_jax.pytorch.tables import text_table, unet_table, vae_table
+from dossr_jax.pytorch.tables import (
+    TEXT_PREFIX,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    Row,
+    text_table,
+    unet_table,
+    vae_table,
+)
 from dossr_jax.systems.base import Model
 from dossr_jax.systems.dossr.release import RRDB, check_release_shape, join
 from dossr_jax.weights import Lazy, read_tensors, write_safetensors
@@ -49,6 +64,39 @@ def read_diffusers(path: Path, rrdb: RRDB) -> Model:
     tensors = {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
     model = join(config, tensors, rrdb)
     return model if note is None else model.replace(note=note)
+
+
+def read_as_ldm(path: Path) -> State:
+    """The networks of a folder under the names that SD 2.1's single file gives them.
+
+    Raises:
+      UserError: a part is missing or damaged, or its network is none of SD 2.1-base, whose names
+        and shapes tell all that a folder says besides.
+    """
+    unet, vae = _unet_config(path / "unet"), _vae_config(path / "vae")
+    vae_state = _read_part(path / "vae", _WEIGHTS).rename(_new_attention)
+    tensors = _as_ldm(
+        UNET_PREFIX,
+        to_ours(unet_table(unet, "diffusers"), _read_part(path / "unet", _WEIGHTS)),
+        unet_table(unet),
+    )
+    tensors |= _as_ldm(VAE_PREFIX, to_ours(vae_table(vae, "diffusers"), vae_state), vae_table(vae))
+    state = State(str(path), tensors)
+    told = infer_unet(state.below(UNET_PREFIX), None), infer_vae(state.below(VAE_PREFIX))
+    process, note = _process(path / "scheduler" / "scheduler_config.json")
+    if told != (unet, vae) or process != ProcessConfig() or note is not None:
+        raise UserError(
+            f"{path}: its networks or its schedule are not those of SD 2.1-base, which is needed"
+        )
+    if (path / "text_encoder").is_dir():
+        text, tower = _read_text(path / "text_encoder")
+        tensors |= _as_ldm(TEXT_PREFIX, tower, text_table(text))
+    return State(str(path), tensors)
+
+
+def _as_ldm(prefix: str, tensors: Mapping[str, Lazy], table: Iterable[Row]) -> dict[str, Lazy]:
+    found = to_torch(table, State("the folder", tensors))
+    return {prefix + name: tensor for name, tensor in found.items()}
 
 
 def export_diffusers(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Lazy]]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dossr_jax import weights
-from dossr_jax.config import DoSSRConfig, ProcessConfig, RRDBConfig
+from dossr_jax.config import DoSSRConfig, RRDBConfig
 from dossr_jax.diffusion.schedule import release_buffers
 from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
@@ -36,13 +36,14 @@ from dossr_jax.pytorch.tables import (
 )
 from dossr_jax.systems.base import Model
 from dossr_jax.systems.files import BUFFER_PREFIX
+from dossr_jax.systems.sd21 import EMA_PREFIX, split_buffers
 from dossr_jax.weights import Lazy, lazy
 
 RRDB = tuple[RRDBConfig, Mapping[str, Lazy]]
 
 # LDM stores EMA weights of the parameters below `model.` that it trains, without the dots of their
 # names, and two numbers of its own.
-_EMA_PREFIX, _EMA_OF = "model_ema.", "model."
+_EMA_OF = "model."
 _EMA_STATE = ("decay", "num_updates")
 _NORM_GROUPS = 32
 
@@ -114,14 +115,14 @@ def _choose_ema(state: State, ema: bool) -> tuple[State, tuple[str, ...]]:
 
     Parameters without EMA weights were not trained and keep the plain ones.
     """
-    stored = state.below(_EMA_PREFIX)
+    stored = state.below(EMA_PREFIX)
     copies = stored.select(lambda name: name not in _EMA_STATE).tensors
-    plain = state.select(lambda name: not name.startswith(_EMA_PREFIX))
+    plain = state.select(lambda name: not name.startswith(EMA_PREFIX))
     if ema and not copies:
-        raise UserError(f"{state.source}: has no EMA weights ({_EMA_PREFIX}*); leave out --ema")
+        raise UserError(f"{state.source}: has no EMA weights ({EMA_PREFIX}*); leave out --ema")
     if not ema:
         count = len(stored.tensors)
-        note = f"{count} {_EMA_PREFIX}* keys left out: EMA weights, which --ema takes instead"
+        note = f"{count} {EMA_PREFIX}* keys left out: EMA weights, which --ema takes instead"
         return plain, (note,) if count else ()
     copy_of = {
         name: name.removeprefix(_EMA_OF).replace(".", "")
@@ -131,11 +132,11 @@ def _choose_ema(state: State, ema: bool) -> tuple[State, tuple[str, ...]]:
     strange = sorted(set(copies) - set(copy_of.values()))
     if strange:
         raise UserError(
-            f"{state.source}: {len(strange)} EMA weights belong to no parameter ({_EMA_PREFIX}"
+            f"{state.source}: {len(strange)} EMA weights belong to no parameter ({EMA_PREFIX}"
             f"{strange[0]}, ...); take the plain ones, without --ema"
         )
     tensors = {name: copies.get(copy_of.get(name, ""), t) for name, t in plain.tensors.items()}
-    note = f"{len(copies)} EMA weights ({_EMA_PREFIX}*) taken in place of the plain ones"
+    note = f"{len(copies)} EMA weights ({EMA_PREFIX}*) taken in place of the plain ones"
     return State(state.source, tensors, state.doubled), (note,)
 
 
@@ -150,9 +151,7 @@ def _prepare(
     state: State, config: DoSSRConfig | None, head_dim: int | None, *, with_rrdb: bool
 ) -> _Parts:
     """Split a checkpoint into its configuration, its buffers and all other tensors."""
-    known = {*release_buffers(ProcessConfig()), "scale_factor"}
-    buffers = state.select(lambda name: name in known)
-    state = state.select(lambda name: name not in known)
+    buffers, state = split_buffers(state)
     if config is None:
         with config_errors(state.source, "UNet and VAE do not belong together"):
             config = DoSSRConfig(

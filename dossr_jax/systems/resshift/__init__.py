@@ -113,9 +113,9 @@ SYSTEM = System(
         Part(
             "UNet (resshift_realsrx4_*.pth, SinSR_*.pth)",
             UNET_PREFIX,
-            "input_blocks.1.1.blocks.0.attn.relative_position_bias_table",
+            ("input_blocks.1.1.blocks.0.attn.relative_position_bias_table",),
         ),
-        Part("autoencoder (autoencoder_vq_f4.pth)", VQ_PREFIX, "quantize.embedding.weight"),
+        Part("autoencoder (autoencoder_vq_f4.pth)", VQ_PREFIX, ("quantize.embedding.weight",)),
     ),
     variants={"s15": r"_s15_", "s4": r"_s4(_|\.)", "sinsr": r"(?i)sinsr"},
     read=_read,
