@@ -142,7 +142,7 @@ def cubic_weights(t: Float[Array, "*shape"], a: float = -0.5) -> tuple[Array, Ar
     return far(1 + t), near(t), near(1 - t), far(2 - t)
 
 
-def enlarge_as_torch(image: Image, factor: int) -> Image:
+def enlarge_as_torch(image: Image, factor: int) -> Float[Array, "b _ _ c"]:
     """(b, h, w, c) -> (b, factor h, factor w, c), bicubic as PyTorch's interpolate.
 
     a = -0.75, the edge continued, without antialiasing and without clipping.

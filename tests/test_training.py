@@ -218,7 +218,7 @@ def test_a_control_that_starts_from_noise_learns_plain_diffusion_with_the_same_h
 )
 def test_times_are_uniform_over_what_the_run_trains(stage, low, high):
     keys = jax.random.split(KEY, 4000)
-    times = stage.time_range(make_schedule(SMALL.process))
+    times = stage.time_range(SMALL)
     t = np.asarray(latent.draw_times(keys, *times))
     assert t.min() >= low and t.max() <= high
     assert t.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low) + 1e-9)

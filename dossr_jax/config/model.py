@@ -40,6 +40,11 @@ class ModelConfig:
         if isinstance(name := cls.__dict__.get("system"), str):
             ModelConfig.known[name] = cls
 
+    @property
+    def crop_multiple(self) -> int:
+        """Sides of HR crops in training are multiples of it, in pixels."""
+        return 4
+
 
 def read_model_config(text: str) -> ModelConfig:
     """The configuration of a model of any system, from the JSON that :func:`to_json` wrote.
@@ -192,6 +197,11 @@ class LatentConfig(ModelConfig):
     context_length: Count = 77
     prompt: str = "clean, high-resolution, 8k"
     negative_prompt: str = ""
+
+    @property
+    def crop_multiple(self) -> int:
+        """The pixels per position of the UNet's coarsest level."""
+        return self.vae.downscale * self.unet.downscale
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels"):

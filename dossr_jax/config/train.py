@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, WrapValidator
 
 from dossr_jax.config.base import ConfigError, configuration, from_json
-from dossr_jax.config.model import Count, DoSSRConfig
+from dossr_jax.config.model import Count, DoSSRConfig, ModelConfig, read_model_config
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
@@ -107,6 +107,13 @@ def _read_stage(value: Any, handler: Callable[[Any], Any]) -> StageConfig:
     return from_json(StageConfig.known[name], json.dumps(dict(value)))
 
 
+def _read_model(value: Any, handler: Callable[[Any], Any]) -> ModelConfig:
+    """A model of any system as it is, or from the mapping that :func:`to_json` wrote."""
+    if isinstance(value, Mapping):
+        return read_model_config(json.dumps(dict(value)))
+    return handler(value)
+
+
 @configuration
 class TrainConfig:
     """One training run of one stage.
@@ -116,7 +123,8 @@ class TrainConfig:
     """
 
     stage: Annotated[StageConfig, WrapValidator(_read_stage)]
-    model: DoSSRConfig = DoSSRConfig()
+    # Of any system that the stage trains: stages check it.
+    model: Annotated[Any, WrapValidator(_read_model)] = DoSSRConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -129,14 +137,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         parts = self.optimizer.microbatches
-        unit = self.model.vae.downscale * self.model.unet.downscale
+        unit = self.model.crop_multiple
         if self.data.batch % parts:
             raise ConfigError(
                 f"optimizer.microbatches {parts}: must divide data.batch {self.data.batch}"
             )
         if self.data.crop % unit:
             raise ConfigError(
-                f"data.crop {self.data.crop}: must be a multiple of {unit}, the pixels per "
-                "position of the UNet's coarsest level"
+                f"data.crop {self.data.crop}: must be a multiple of {unit}, as the networks take it"
             )
         self.stage.check(self)

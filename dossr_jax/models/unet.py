@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -222,13 +222,11 @@ class Encoder(nnx.Module):
         return skips, run_stage(self.mid, h, temb, context, remat=self.remat), temb
 
 
-def run_stage(stage: Stage | Mid, h: Array, temb: Array, context: Array, *, remat: Remat) -> Array:
+def run_stage(stage: Any, *args: Array, remat: Remat) -> Array:
     """Call a stage, under rematerialisation if wanted."""
     if remat == "none":
-        return stage(h, temb, context)
-    return nnx.remat(lambda module, *args: module(*args), policy=_POLICIES[remat])(
-        stage, h, temb, context
-    )
+        return stage(*args)
+    return nnx.remat(lambda module, *args: module(*args), policy=_POLICIES[remat])(stage, *args)
 
 
 class UNet(nnx.Module):

@@ -128,6 +128,8 @@ class System:
       single: whether it is one network, without parts of its own to count.
       whole_image: whether something is computed of the image as a whole, so that large ones cannot
         be restored in blocks.
+      published: configurations of its published models by the names that people give them, where
+        they are others than `config`'s defaults under `title`; see :attr:`configurations`.
       licence: what is said where its checkpoints are loaded.
     """
 
@@ -147,9 +149,25 @@ class System:
     pre_restorer: str | None = None
     single: bool = False
     whole_image: bool = False
+    published: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     licence: str | None = None
 
     @property
     def samples(self) -> bool:
         """Whether its results are sampled, from noise and by a solver."""
         return self.table is not None
+
+    @property
+    def configurations(self) -> Mapping[str, ModelConfig]:
+        """Configurations of its published models by name."""
+        return self.published or {self.title: self.config()}  # pyright: ignore[reportCallIssue]
+
+    def sampler(self, config: Any) -> SamplerConfig:
+        """The sampler that a model comes with; what is not sampled needs no colour fix either."""
+        return config.sampler if self.samples else SamplerConfig(color_fix="none")
+
+    def evaluations(self, settings: Any) -> int:
+        """Evaluations of the network that denoises, per image or per tile of it."""
+        if not (self.samples and settings.diffuse):
+            return 0
+        return settings.sampler.steps * (2 if self.guided(settings) else 1)

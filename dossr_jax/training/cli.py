@@ -140,7 +140,7 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
     from dossr_jax.training.state import trained_model
 
     _check_places(args)
-    if args.export_torch:
+    if args.export_torch and config.model.system == "dossr":
         check_release_shape(config.model)
     with _all_or_nothing(args.output):
         _check_images(args.data, config.data)

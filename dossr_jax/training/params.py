@@ -15,9 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dossr_jax import parallel, systems, weights
-from dossr_jax.config import DoSSRConfig, SamplerConfig, TrainConfig, VAEConfig
+from dossr_jax.config import LatentConfig, ModelConfig, SamplerConfig, TrainConfig, VAEConfig
 from dossr_jax.errors import UserError
-from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages.base import Read, Stage
 
 Params = dict[str, Any]  # arrays, or their shapes, by dotted name
@@ -70,7 +69,7 @@ def with_lora(params: Mapping[str, Any]) -> Params:
     return merged
 
 
-def abstract(config: TrainConfig) -> DoSSR:
+def abstract(config: TrainConfig) -> Any:
     """The run's module, as the run computes it, with shapes in place of arrays."""
     dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
     make = Stage.of(config).make_module
@@ -84,7 +83,7 @@ def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(param.shape) for name, param in weights.names_and_params(model)}
 
 
-def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> DoSSR:
+def build(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     """The model with the given parameters, LoRA factors merged."""
     flat: dict[Any, Any] = {
         tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
@@ -106,26 +105,27 @@ def all_gather(params: Mapping[str, Array], config: TrainConfig, mesh: Mesh) -> 
     }
 
 
-def ema_model(config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, state: Any) -> DoSSR:
+def ema_model(config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh, state: Any) -> Any:
     """The model with the EMA weights of a TrainState, or its last ones without EMA. Under jit."""
     params = state.frozen | (state.ema or state.learn)
     return build(graphdef, all_gather(params, config, mesh))
 
 
-def make_model(config: DoSSRConfig, seed: int, *, zero_output: bool) -> DoSSR:
+def make_model(config: ModelConfig, seed: int, *, zero_output: bool) -> Any:
     """A model to train from scratch.
 
     The two prompt embeddings, which no text tower made, are fixed random vectors. Residual
     branches start at zero, and with `zero_output` the UNet's output too, so that the first steps
     are gentle; behind a zero output, however, a ControlNet alone would never learn.
     """
-    model = DoSSR(config, rngs=nnx.Rngs(seed))
+    model = systems.system_of(config).module(config, rngs=nnx.Rngs(seed))
     for name, param in weights.names_and_params(model):
         residual = name.endswith((".conv2.kernel", ".proj_out.kernel"))
         output = zero_output and name == "unet.conv_out.kernel"
         if (residual and name.startswith(("unet.", "vae."))) or output:
             param[...] = jnp.zeros_like(param[...])
-    for i, param in enumerate((model.context, model.negative_context)):
+    prompts = isinstance(config, LatentConfig)
+    for i, param in enumerate((model.context, model.negative_context) if prompts else ()):
         draw = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), param.shape)
         # Rounded, so that a model file in bfloat16 stores them exactly.
         param[...] = draw.astype(jnp.bfloat16).astype(param.dtype)
@@ -134,7 +134,7 @@ def make_model(config: DoSSRConfig, seed: int, *, zero_output: bool) -> DoSSR:
 
 def open_start(
     config: TrainConfig, init: Path | None, crops: Callable[[], np.ndarray]
-) -> tuple[DoSSRConfig, Read]:
+) -> tuple[Any, Read]:
     """Configuration and parameters, by name, of the model that a run starts from.
 
     Its arguments are those of :func:`dossr_jax.training.state.start_run`.
@@ -150,7 +150,7 @@ def open_start(
         return stage.adapt(config.model, model.config, values.__getitem__)
     stored, tensors = systems.open_model(init)
     # The text tower takes no part in training: prompts are stored as embeddings.
-    found = dataclasses.replace(stored, text=None)
+    found = dataclasses.replace(stored, text=None) if hasattr(stored, "text") else stored
     if not same_architecture(found, config.model):
         raise UserError(
             f"{init}: its networks are not the configuration's; give the file that the stage "
@@ -163,13 +163,14 @@ def open_start(
     return stage.adapt(config.model, found, lambda name: tensors[name].load())
 
 
-def same_architecture(a: DoSSRConfig, b: DoSSRConfig) -> bool:
+def same_architecture(a: ModelConfig, b: ModelConfig) -> bool:
     """Whether models have the same networks; latents' scale, prompts and sampler may differ."""
 
-    def networks(config: DoSSRConfig) -> DoSSRConfig:
-        vae = dataclasses.replace(config.vae, scale_factor=VAEConfig.scale_factor)
-        return dataclasses.replace(
-            config, vae=vae, sampler=SamplerConfig(), text=None, prompt="", negative_prompt=""
-        )
+    def networks(config: Any) -> ModelConfig:
+        fields: dict[str, Any] = {"sampler": SamplerConfig(steps=1)}
+        if isinstance(config, LatentConfig):
+            vae = dataclasses.replace(config.vae, scale_factor=VAEConfig.scale_factor)
+            fields |= {"vae": vae, "text": None, "prompt": "", "negative_prompt": ""}
+        return dataclasses.replace(config, **fields)
 
-    return networks(a) == networks(b)
+    return a.system == b.system and networks(a) == networks(b)

@@ -17,7 +17,6 @@ from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
 from dossr_jax.data import degradation
 from dossr_jax.draws import Draw
-from dossr_jax.errors import UserError
 from dossr_jax.training.params import Params, all_gather, build, ema_model
 from dossr_jax.training.stages.base import Inputs, Metrics, Stage, fold
 from dossr_jax.training.state import KEY_IMPL, TrainState, learning_rate, make_optimizer
@@ -37,11 +36,7 @@ def choose_presets(config: TrainConfig) -> tuple[degradation.Preset, ...]:
     """
     presets = degradation.choose_presets(config.data.presets)
     scale = presets[0].scale
-    if config.model.rrdb.scale > scale:
-        raise UserError(
-            f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the pre-restorer "
-            f"enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale {scale}"
-        )
+    Stage.of(config).check_scale(config, scale)
     return presets
 
 

@@ -18,7 +18,6 @@ from dossr_jax import metrics, parallel
 from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Source
-from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.training.params import ema_model
 from dossr_jax.training.stages.base import Stage
 from dossr_jax.training.state import KEY_IMPL, TrainState
@@ -103,7 +102,7 @@ def bucket_times(
 
     Empty for a stage without times.
     """
-    limits = Stage.of(config).time_range(make_schedule(config.model.process))
+    limits = Stage.of(config).time_range(config.model)
     if limits is None:
         return {}
     low, high = limits

@@ -13,9 +13,10 @@ from dossr_jax.diffusion import solver
 from dossr_jax.image import color_fix, enlarge_as_torch
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.models.unet import Remat
 from dossr_jax.pytorch.state import State, to_ours, to_torch
 from dossr_jax.systems.base import Geometry, Model, Part, Run, System
-from dossr_jax.systems.resshift.config import ResShiftConfig
+from dossr_jax.systems.resshift.config import ResShiftConfig, published_sampler
 from dossr_jax.systems.resshift.keys import (
     BUFFERS,
     PROCESSES,
@@ -32,9 +33,11 @@ from dossr_jax.weights import Lazy
 class ResShift(nnx.Module):
     """UNet and autoencoder."""
 
-    def __init__(self, config: ResShiftConfig, **options: Unpack[LayerOptions]):
+    def __init__(
+        self, config: ResShiftConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
         self.config = config
-        self.unet = SwinUNet(config.unet, **options)
+        self.unet = SwinUNet(config.unet, remat=remat, **options)
         self.vq = VQ(config.vq, **options)
 
 
@@ -88,10 +91,17 @@ def restore(model: ResShift, lr: Array, run: Run) -> method.Restoration:
     return method.Restoration(pre, decoded, result, condition, latents, path)
 
 
+def _steps(variant: str) -> int:
+    return 1 if variant == "sinsr" else PROCESSES[variant].steps
+
+
+def _published(variant: str) -> ResShiftConfig:
+    return ResShiftConfig(process=PROCESSES[variant], sampler=published_sampler(_steps(variant)))
+
+
 def _read(state: State, variant: str | None) -> Model:
     assert variant is not None
-    steps = 1 if variant == "sinsr" else None
-    config = infer_resshift(state, PROCESSES[variant], steps)
+    config = infer_resshift(state, PROCESSES[variant], _steps(variant))
     state = state.select(lambda name: not BUFFERS.fullmatch(name))
     return Model(config, to_ours(resshift_table(config), state))
 
@@ -120,6 +130,11 @@ SYSTEM = System(
     variants={"s15": r"_s15_", "s4": r"_s4(_|\.)", "sinsr": r"(?i)sinsr"},
     read=_read,
     export=_export,
+    published={
+        "ResShift, 4 steps": _published("s4"),
+        "ResShift, 15 steps": _published("s15"),
+        "SinSR": _published("sinsr"),
+    },
     licence="ResShift's code and weights: S-Lab License 1.0, for non-commercial use only; "
     "SinSR's: CC BY-NC-SA 4.0",
 )

@@ -115,6 +115,11 @@ class ResShiftConfig(ModelConfig):
     process: ResShiftProcess = ResShiftProcess()
     sampler: SamplerConfig = published_sampler(JOURNAL_STEPS)
 
+    @property
+    def crop_multiple(self) -> int:
+        """Whole windows at the coarsest level, in pixels of the image."""
+        return self.vq.downscale * self.unet.multiple
+
     def __post_init__(self) -> None:
         if self.unet.in_channels != self.vq.z_channels:
             raise ConfigError(

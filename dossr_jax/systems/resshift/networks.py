@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.models.layers import Factory, LayerOptions, nearest_x2
-from dossr_jax.models.unet import TimeEmbedding
+from dossr_jax.models.unet import Remat, TimeEmbedding, run_stage
 from dossr_jax.models.vae import VAEDecoder, VAEEncoder
 from dossr_jax.models.windows import WindowBlock, half_regions
 from dossr_jax.systems.resshift.config import SwinUNetConfig, VQConfig
@@ -161,9 +161,12 @@ def decoder_inputs(config: SwinUNetConfig) -> list[list[int]]:
 class SwinUNet(nnx.Module):
     """Prediction of the clean latent from a noisy one and the low-resolution image."""
 
-    def __init__(self, config: SwinUNetConfig, **options: Unpack[LayerOptions]):
+    def __init__(
+        self, config: SwinUNetConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
         make = Factory(**options)
         self.dtype = make.dtype
+        self.remat: Remat = remat
         self.time = TimeEmbedding(make, config.model_channels, config.time_dim)
         self.conv_in = make.conv(config.in_channels + config.lq_channels, config.model_channels)
         last = len(config.widths) - 1
@@ -210,15 +213,16 @@ class SwinUNet(nnx.Module):
         skips = [h]
         for level in self.down:
             for stage in level.stages:
-                h = stage(h, temb)
+                h = run_stage(stage, h, temb, remat=self.remat)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
-        h = self.mid(h, temb)
+        h = run_stage(self.mid, h, temb, remat=self.remat)
         for level in self.up:
             for stage in level.stages:
-                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), temb)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = run_stage(stage, h, temb, remat=self.remat)
             if level.resample is not None:
                 h = level.resample(nearest_x2(h))
         return self.conv_out(jax.nn.silu(self.norm_out(h)))

@@ -4,6 +4,7 @@ from dossr_jax.training.stages.adversarial import AdversarialRRDBStage, Adversar
 from dossr_jax.training.stages.base import Stage
 from dossr_jax.training.stages.dossr import DoSSRStage
 from dossr_jax.training.stages.prior import PriorStage
+from dossr_jax.training.stages.resshift import ResShiftStage
 from dossr_jax.training.stages.rrdb import RRDBStage
 from dossr_jax.training.stages.vae import VAEStage
 
@@ -13,6 +14,7 @@ __all__ = [
     "DoSSRStage",
     "PriorStage",
     "RRDBStage",
+    "ResShiftStage",
     "Stage",
     "VAEStage",
 ]

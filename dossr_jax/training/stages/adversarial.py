@@ -77,6 +77,7 @@ class AdversarialLoss(Stage):
         """What the networks that learn make of the LR images, (b, h, w, 3)."""
 
     def check(self, config: TrainConfig) -> None:
+        super().check(config)
         if config.data.crop % _UNIT:
             raise ConfigError(f"data.crop {config.data.crop}: must be a multiple of {_UNIT}")
 

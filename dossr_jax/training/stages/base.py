@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dossr_jax.config import DoSSRConfig, StageConfig, TrainConfig, configuration
-from dossr_jax.diffusion.schedule import Schedule
+from dossr_jax.config import (
+    ConfigError,
+    DoSSRConfig,
+    ModelConfig,
+    StageConfig,
+    TrainConfig,
+    configuration,
+)
 from dossr_jax.draws import Draw
+from dossr_jax.errors import UserError
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.unet import Remat
+from dossr_jax.systems import system_of
 
 Metrics = dict[str, Array]
 Read = Callable[[str], np.ndarray]  # parameter of a model file by its dotted name
@@ -46,11 +54,13 @@ class Stage(StageConfig, abc.ABC):
       needs_lr: whether the loss looks at LR images; without, none are made.
       zero_output: whether the UNet of a model from scratch starts with a zero output.
       training_only: attributes of the stage's module that are no part of the model.
+      trains: classes of configurations of the models that it trains.
     """
 
     needs_lr: ClassVar[bool] = True
     zero_output: ClassVar[bool] = True
     training_only: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[tuple[type[ModelConfig], ...]] = (DoSSRConfig,)
 
     @staticmethod
     def of(config: TrainConfig) -> Stage:
@@ -58,11 +68,9 @@ class Stage(StageConfig, abc.ABC):
         assert isinstance(config.stage, Stage)
         return config.stage
 
-    def make_module(
-        self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
-    ) -> DoSSR:
+    def make_module(self, config: Any, *, remat: Remat, **options: Unpack[LayerOptions]) -> Any:
         """The module that the run trains: the model, and what only its loss needs."""
-        return DoSSR(config, remat=remat, **options)
+        return system_of(config).module(config, remat=remat, **options)
 
     @abc.abstractmethod
     def learns(self, name: str) -> bool:
@@ -79,9 +87,32 @@ class Stage(StageConfig, abc.ABC):
     def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """Input and output images (b, h, w, 3); validation compares the output with HR."""
 
-    def time_range(self, schedule: Schedule) -> tuple[int, int] | None:
-        """Times of a latent stage, from the first to before the second; None without times."""
+    def time_range(self, model: Any) -> tuple[int, int] | None:
+        """Times of a latent stage, from the first to before the second; None without times.
+
+        `model`: the model's configuration.
+        """
         return None
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a run whose common settings do not fit the stage."""
+        if not isinstance(config.model, self.trains):
+            raise ConfigError(
+                f"model.system {config.model.system}: stage {self.name} does not train it"
+            )
+
+    def check_scale(self, config: TrainConfig, scale: int) -> None:
+        """Refuse LR images that are `scale` times smaller than the HR crops.
+
+        Raises:
+          UserError: a pre-restorer that makes more pixels than the HR crop has.
+        """
+        if config.model.rrdb.scale > scale:
+            raise UserError(
+                f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the "
+                f"pre-restorer enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale "
+                f"{scale}"
+            )
 
     @property
     def adapter_rank(self) -> int:

@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt
 
 from dossr_jax.config import ConfigError, DoSSRConfig, configuration
 from dossr_jax.diffusion import process
-from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages import latent
@@ -58,7 +58,8 @@ class DoSSRStage(Stage):
     def adapter_rank(self) -> int:
         return self.lora_rank
 
-    def time_range(self, schedule: Schedule) -> tuple[int, int]:
+    def time_range(self, model: DoSSRConfig) -> tuple[int, int]:
+        schedule = make_schedule(model.process)
         if self.times == "all":
             return 0, len(schedule.alpha)
         return (schedule.t1 - 1 if self.times == "first" else 0), schedule.t1
@@ -69,12 +70,11 @@ class DoSSRStage(Stage):
         As published, x0 is a sample of its posterior, x_lr the mode, and the pre-restored image is
         not clipped. With start "noise" it is :func:`latent.diffusion_loss` with the same hint.
         """
-        schedule = make_schedule(model.config.process)
         x0 = latent.encode_hr(model, inputs)
         pre = pre_restore_crops(model, inputs)
         x_lr, hint = (model.latents(m.astype(jnp.float32)) for m in model.encode(pre))
         if t is None:
-            t = latent.draw_times(inputs.keys, *self.time_range(schedule))
+            t = latent.draw_times(inputs.keys, *self.time_range(model.config))
         eps = draw_normal(inputs.keys, Draw.NOISE, x0.shape[1:])
         context = latent.draw_contexts(model, inputs.keys, self.prompts)
         if self.start == "noise":

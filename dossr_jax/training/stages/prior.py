@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 from jax import Array
 
-from dossr_jax.config import configuration
+from dossr_jax.config import DoSSRConfig, configuration
 from dossr_jax.diffusion import process
-from dossr_jax.diffusion.schedule import Schedule, make_schedule
+from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.training.stages import latent
@@ -27,15 +27,13 @@ class PriorStage(Stage):
     def learns(self, name: str) -> bool:
         return name.startswith("unet.")
 
-    def time_range(self, schedule: Schedule) -> tuple[int, int]:
-        return 0, len(schedule.alpha)
+    def time_range(self, model: DoSSRConfig) -> tuple[int, int]:
+        return 0, model.process.timesteps
 
     def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         x0 = latent.encode_hr(model, inputs)
         if t is None:
-            t = latent.draw_times(
-                inputs.keys, *self.time_range(make_schedule(model.config.process))
-            )
+            t = latent.draw_times(inputs.keys, *self.time_range(model.config))
         eps = draw_normal(inputs.keys, Draw.NOISE, x0.shape[1:])
         context = latent.draw_contexts(model, inputs.keys, self.prompts)
         return latent.diffusion_loss(model, x0, None, context, t, eps), {}
