@@ -1,6 +1,7 @@
 """How close samplers of few steps come to the truth: one JSON line per case.
 
 python benchmarks/samplers.py                               # mixtures of Gaussians, exact denoisers
+python benchmarks/samplers.py --process resshift            # on the processes of other systems
 python benchmarks/samplers.py --model dossr-mini --photos FOLDER   # and photos of a folder
 
 Mixtures: one of three modes in one dimension, and correlated ones in 24 dimensions of which x_lr is
@@ -14,10 +15,11 @@ Photos: the middle 256 px of each, degraded by presets; PSNR and SSIM of luma, a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,12 @@ import numpy as np
 from dossr_jax.config import SAMPLERS as NAMED
 from dossr_jax.config import ProcessConfig, SamplerConfig
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
-from dossr_jax.diffusion.solver import make_table
+from dossr_jax.diffusion.solver import SolverTable, make_table
 from dossr_jax.image_io import read_image
+from dossr_jax.systems import system_of
+from dossr_jax.systems.diffbir.config import DiffBIRConfig
+from dossr_jax.systems.resshift.config import ResShiftConfig
+from dossr_jax.systems.resshift.keys import PROCESSES
 
 STEPS = (2, 3, 4, 5, 7, 10)
 # The "jump" grid: after its first evaluation it continues at this noise level, with noise levels
@@ -45,6 +51,16 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "asinh grid, sde, order 2": {"order": 2, "grid": "asinh"},
     "asinh, order 3": {"order": 3, "solver": "asinh", "grid": "asinh"},
     "asinh, final denoising": {**NAMED["asinh"], "final_denoise": True},
+}
+# Solvers on the processes of other systems; the first is the published one.
+SOLVERS: dict[str, dict[str, Any]] = {
+    f"{solver}, order {order}": {"solver": solver, "order": order}
+    for solver, orders in (("sde", (1, 2, 3)), ("ode", (1, 2, 3)), ("asinh", (2,)))
+    for order in orders
+}
+OTHERS: dict[str, tuple[Any, dict[str, dict[str, Any]]]] = {
+    "diffbir": (DiffBIRConfig(), SOLVERS),
+    "resshift": (ResShiftConfig(process=PROCESSES["s15"]), {"chain": {}, **SOLVERS}),
 }
 SIDE, BORDER, PROJECTIONS = 256, 4, 32
 Component = tuple[np.ndarray, np.ndarray, np.ndarray]  # mean (1 or n, d), covariance, log weight
@@ -134,19 +150,27 @@ def make_times(schedule: Schedule, steps: int, grid: str) -> np.ndarray | None:
     return times
 
 
-def run(
-    denoise: Callable, x_lr: np.ndarray, steps: int, sampler: dict[str, Any], seed: int
-) -> np.ndarray:
-    """A sampler's results (n, d), in NumPy and float64, from the tables that the package uses."""
-    schedule, fields = make_schedule(ProcessConfig()), dict(sampler)
+def table_of(process: str, name: str, steps: int) -> SolverTable:
+    """The table of a sampler, as the package makes it."""
+    if process != "dossr":
+        config, samplers = OTHERS[process]
+        table = system_of(config).table
+        assert table is not None
+        return table(config, dataclasses.replace(config.sampler, steps=steps, **samplers[name]))
+    schedule, fields = make_schedule(ProcessConfig()), dict(SAMPLERS[name])
     times = make_times(schedule, steps, fields.get("grid", ""))
     if times is not None:
         del fields["grid"]
-    rows, ends = make_table(schedule, SamplerConfig(steps=steps, **fields), times=times)
+    return make_table(schedule, SamplerConfig(steps=steps, **fields), times=times)
+
+
+def run(denoise: Callable, x_lr: np.ndarray, table: SolverTable, seed: int) -> np.ndarray:
+    """A sampler's results (n, d), in NumPy and float64."""
+    rows, ends = table
     rng = np.random.default_rng(seed)
-    y = x_lr + ends.init_noise * rng.standard_normal(x_lr.shape)
+    y = ends.init_lr * x_lr + ends.init_noise * rng.standard_normal(x_lr.shape)
     history = [np.zeros_like(y)] * 3
-    for i in range(steps):
+    for i in range(len(rows.t)):
         history = [denoise(y, rows.sigma[i] / rows.m[i]), *history[:2]]
         y = rows.c_y[i] * y + sum(c * d for c, d in zip(rows.c_x0[i], history, strict=True))
         if rows.c_noise[i]:
@@ -164,7 +188,9 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(np.sort(a, axis=0) - np.sort(b, axis=0)).mean())
 
 
-def mixture_cases(samples: int, samples_nd: int, names: list[str]) -> Iterator[dict[str, Any]]:
+def mixture_cases(
+    samples: int, samples_nd: int, process: str, names: Iterable[str]
+) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(0)
     one, many = mixture_1d(), mixture_nd()
     zero = np.zeros((samples, 1))
@@ -186,9 +212,10 @@ def mixture_cases(samples: int, samples_nd: int, names: list[str]) -> Iterator[d
         floor = distance(other, x0 - centre)
         for name in names:
             for steps in STEPS:
-                out = run(denoise, x_lr, steps, SAMPLERS[name], seed=steps)
+                out = run(denoise, x_lr, table_of(process, name, steps), seed=steps)
                 yield {
                     "case": case,
+                    "process": process,
                     "sampler": name,
                     "steps": steps,
                     "w1": round(distance(out - centre, x0 - centre), 4),
@@ -262,7 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=200_000, help="in one dimension")
     parser.add_argument("--samples-nd", type=int, default=20_000, help="in 24 dimensions")
-    parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--process", choices=("dossr", *OTHERS), default="dossr")
+    parser.add_argument("--samplers", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--model", help="also restore photos with this model")
     parser.add_argument("--photos", type=Path, help="folder of photos of 256 px and more")
     parser.add_argument("--first", type=int, default=0, help="of the sorted photos")
@@ -270,8 +298,12 @@ def main() -> None:
     args = parser.parse_args()
     if (args.model is None) != (args.photos is None):
         parser.error("--model and --photos go together")
+    known = SAMPLERS if args.process == "dossr" else OTHERS[args.process][1]
+    names = known if args.samplers is None else args.samplers
+    if unknown := set(names) - set(known):
+        parser.error(f"--samplers {', '.join(unknown)}: there are {'; '.join(known)}")
     versions = {"numpy": np.__version__, "jax": jax.__version__, "machine": platform.machine()}
-    for line in mixture_cases(args.samples, args.samples_nd, args.samplers):
+    for line in mixture_cases(args.samples, args.samples_nd, args.process, names):
         print(json.dumps(line | versions), flush=True)
     if args.model is not None:
         photos = slice(args.first, args.first + args.count)

@@ -7,33 +7,18 @@ import pytest
 from helpers import zoo
 from helpers.runs import write_pairs
 from helpers.small import make_batch, make_config
+from helpers.systems import SMALL_RESSHIFT as SMALL
 
 from dossr_jax import parallel, systems
 from dossr_jax.config import ConfigError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.pytorch.infer import read_settings
 from dossr_jax.pytorch.state import to_ours
-from dossr_jax.systems.resshift.config import ResShiftConfig, SwinUNetConfig, VQConfig
 from dossr_jax.systems.resshift.keys import BUFFERS, config_from_yaml, resshift_table
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.cli import main
 from dossr_jax.training.stages.resshift import predict_x0
-
-SMALL = ResShiftConfig(
-    unet=SwinUNetConfig(
-        image_size=8,
-        model_channels=8,
-        channel_mult=(1, 2),
-        num_res_blocks=(1, 1),
-        swin_embed_dim=8,
-        head_dim=4,
-        window=2,
-        mlp_ratio=1,
-        norm_groups=4,
-    ),
-    vq=VQConfig(base_channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4, codes=16),
-)
 
 
 def test_the_loss_is_the_public_codes():
@@ -93,7 +78,7 @@ def test_train_py_writes_a_model_that_restores(tmp_path):
     file.write_text(
         "import dataclasses\n"
         "from helpers.small import make_config\n"
-        "from test_training_resshift import SMALL\n"
+        "from helpers.systems import SMALL_RESSHIFT as SMALL\n"
         "small = make_config('resshift', model=SMALL, steps=1, validate_every=1)\n"
         "CONFIG = dataclasses.replace(small, data=dataclasses.replace(small.data, workers=0))\n"
     )

@@ -14,6 +14,9 @@ INPUT is one of
   a DoSSR checkpoint of the PyTorch release (.ckpt, .pth, .safetensors, or shards: their folder or
     their index, *.safetensors.index.json)
   SD 2.1 as one file or as a diffusers folder; needs --rrdb and gives the model training starts from
+  the files of another system, all of them: ResShift's UNet and autoencoder; DASR's generator and
+    predictor; SD 2.1, ControlNet and first network of DiffBIR; SD 2.1 and the .pkl of OSEDiff or
+    PiSA-SR; SwinIR or an RRDBNet alone; or a folder with the files (see docs/systems)
   a folder with weights.safetensors, config.yaml and golden.npz (see docs/porting.md)
   a model file of dossr_jax, to write it in another form
 
@@ -22,6 +25,7 @@ examples
   python -m dossr_jax.convert v2-1_512-ema-pruned.safetensors start.safetensors \\
       --rrdb RealESRGAN_x4plus.pth
   python -m dossr_jax.convert stable-diffusion-2-1-base/ start.safetensors --rrdb realesrgan
+  python -m dossr_jax.convert resshift_realsrx4_s4_v3.pth autoencoder_vq_f4.pth resshift.safetensors
   python -m dossr_jax.convert dossr.safetensors back.safetensors --to release
   python -m dossr_jax.convert dossr.safetensors sd_folder --to diffusers
 """
