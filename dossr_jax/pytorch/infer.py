@@ -184,7 +184,10 @@ def infer_rrdb(state: State) -> RRDBConfig:
 
 
 def infer_text(state: State) -> TextConfig:
-    """Infer the configuration of an open_clip text tower from its keys (without prefix)."""
+    """Infer the configuration of an open_clip text tower from its keys (without prefix).
+
+    Without its projection it is one that was cut down to what runs: no block is skipped.
+    """
     vocab_size, width = state.shape("token_embedding.weight")
     with_projection = "text_projection" in state.tensors
     return TextConfig(
@@ -193,6 +196,7 @@ def infer_text(state: State) -> TextConfig:
         width=width,
         layers=count(state, "transformer.resblocks.%d."),
         heads=max(1, width // 64),
+        skip_layers=TextConfig().skip_layers if with_projection else 0,
         projection_dim=state.shape("text_projection")[1] if with_projection else 0,
     )
 

@@ -6,11 +6,10 @@ of their file and before the name of their group.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dossr_jax.config import ProcessConfig, TextConfig
+from dossr_jax.config import ProcessConfig, UNetConfig, VAEConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.lora import is_adapted
 from dossr_jax.pytorch.infer import config_errors, infer_process
@@ -163,7 +162,7 @@ def _read(
         config = cls(
             unet=parts.unet,
             vae=parts.vae,
-            text=_whole_or_cut(parts.text),
+            text=parts.text,
             process=infer_process(split_buffers(state)[0], ProcessConfig()),
             **sizes,
         )
@@ -171,22 +170,24 @@ def _read(
     return Model(config, {**tensors, **parts.buffers}, (*parts.notes, *notes))
 
 
-def _whole_or_cut(text: TextConfig | None) -> TextConfig | None:
-    """A tower without its projection was cut down to what runs: all of it does."""
-    if text is None or text.projection_dim:
-        return text
-    return dataclasses.replace(text, skip_layers=0)
-
-
 def _export(model: Model, table: list[Row]) -> dict[str, Lazy]:
     state = State("the model", model.tensors)
     contexts = "context", "negative_context"
     learned = state.select(lambda n: n not in contexts and not n.startswith(BUFFER_PREFIX))
-    tensors = to_torch(table, learned)
-    told = read_sd21(State("the model", tensors))
-    if (told.unet, told.vae) != (model.config.unet, model.config.vae):
-        raise UserError(
-            "this model cannot be written in that form: PyTorch's keys do not tell its networks "
-            "from those of SD 2.1"
-        )
-    return {**state.below(BUFFER_PREFIX).tensors, **tensors}
+    _check_as_sd(model.config)
+    return {**state.below(BUFFER_PREFIX).tensors, **to_torch(table, learned)}
+
+
+def _check_as_sd(config: OneStepConfig) -> None:
+    """Refuse networks that differ from SD 2.1's in what PyTorch's keys do not tell."""
+    for name, network, usual, fields in (
+        ("unet", config.unet, UNetConfig(), ("head_dim", "norm_groups")),
+        ("vae", config.vae, VAEConfig(), ("norm_groups", "patch_size")),
+    ):
+        for field in fields:
+            value, expected = getattr(network, field), getattr(usual, field)
+            if value != expected:
+                raise UserError(
+                    f"this model cannot be written in that form: its {name}.{field} is {value}, "
+                    f"SD 2.1's {expected}"
+                )
