@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 from helpers.models import randomised
 from helpers.small import SMALL, make_batch, make_config
+from helpers.systems import small_config
 
 from dossr_jax import parallel, systems, weights
+from dossr_jax.config import ConfigError
 from dossr_jax.models.efficientnet import EfficientNetLite0
 from dossr_jax.training import params as run_params
 from dossr_jax.training import state as run_state
@@ -98,3 +100,27 @@ def test_a_step_moves_both_players_and_what_is_exported_is_the_model(run):
         n for n, _ in weights.names_and_params(plain)
     ]
     assert isinstance(model, nnx.Module) and model.config == start.config.model
+
+
+def test_adapters_of_a_one_step_model_learn_from_its_own_step(monkeypatch):
+    """One-step training with adapters: nothing else of the model changes."""
+    features = randomised(lambda rngs: EfficientNetLite0(rngs=rngs), seed=3)
+    monkeypatch.setattr(adversarial, "feature_network", lambda: features)
+    config = make_config(
+        "adversarial",
+        model=small_config("pisasr"),
+        discriminator_features=8,
+        learn_decoder=False,
+        adapters=("semantic_lora",),
+    )
+    mesh = parallel.make_mesh(1)
+    start = run_state.start_run(config, None, mesh, lambda: make_batch()["hr"])
+    learnt = {name for name in start.state.learn if not name.startswith("discriminator.")}
+    assert learnt and all(name.startswith("semantic_lora.") for name in learnt)
+    step = run_step.make_train_step(start.config, start.graphdef, mesh)
+    before = {name: np.array(start.state.learn[name]) for name in learnt}
+    state, _ = step(start.state, make_batch())
+    changed = {name for name in learnt if (before[name] != np.array(state.learn[name])).any()}
+    assert any(name.endswith(".up") for name in changed)  # the factors that start at zero
+    with pytest.raises(ConfigError, match="only its adapters learn; set stage.learn_decoder=false"):
+        make_config("adversarial", model=small_config("pisasr"))

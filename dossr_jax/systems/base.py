@@ -40,6 +40,7 @@ class Run(NamedTuple):
       noise, table, controls: absent where nothing is sampled.
       fix: the colour fix. guided: a second evaluation per step, see Controls.
       diffuse: False asks for the pre-restored image alone. keep_path: keep every step.
+      gradient_steps: how many of the last steps gradients flow through, without keep_path.
     """
 
     size: Sizes
@@ -51,6 +52,7 @@ class Run(NamedTuple):
     guided: bool = False
     diffuse: bool = True
     keep_path: bool = False
+    gradient_steps: int | None = None
 
     def sampling(self) -> dict[str, Any]:
         """What :func:`dossr_jax.method.restore_images` takes of it."""
@@ -61,6 +63,7 @@ class Run(NamedTuple):
             "fix": self.fix,
             "guided": self.guided,
             "keep_path": self.keep_path,
+            "gradient_steps": self.gradient_steps,
             "apply": self.apply,
         }
 

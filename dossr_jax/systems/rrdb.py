@@ -151,4 +151,5 @@ SYSTEM = System(
     read=_read,
     export=_export,
     single=True,
+    published={"Real-ESRGAN": RRDBConfig()},
 )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dossr_jax.config import LatentConfig, ProcessConfig, TextConfig, UNetConfig, VAEConfig
 from dossr_jax.diffusion.schedule import release_buffers
+from dossr_jax.errors import UserError
 from dossr_jax.pytorch.infer import infer_text, infer_unet, infer_vae
 from dossr_jax.pytorch.state import State
 from dossr_jax.pytorch.tables import (
@@ -20,8 +21,6 @@ from dossr_jax.pytorch.tables import (
 )
 from dossr_jax.systems.files import BUFFER_PREFIX
 from dossr_jax.weights import Lazy
-
-__all__ = ["EMA_PREFIX", "VAE_PREFIX", "Parts", "read_sd21", "sd21_table", "split_buffers"]
 
 EMA_PREFIX = "model_ema."
 
@@ -76,3 +75,18 @@ def sd21_table(config: LatentConfig) -> list[Row]:
     if config.text is not None:
         rows += with_prefix(text_table(config.text), TEXT_PREFIX, "text.")
     return rows
+
+
+def check_as_sd21(config: LatentConfig) -> None:
+    """Raise UserError for networks that differ from SD 2.1's in what PyTorch's keys do not tell."""
+    for name, network, usual, fields in (
+        ("unet", config.unet, UNetConfig(), ("head_dim", "norm_groups")),
+        ("vae", config.vae, VAEConfig(), ("norm_groups", "patch_size")),
+    ):
+        for field in fields:
+            value, expected = getattr(network, field), getattr(usual, field)
+            if value != expected:
+                raise UserError(
+                    f"this model cannot be written in that form: its {name}.{field} is {value}, "
+                    f"SD 2.1's {expected}"
+                )

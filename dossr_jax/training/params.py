@@ -33,7 +33,7 @@ def learns(name: str, config: TrainConfig) -> bool:
 
 def is_lora(name: str) -> bool:
     """Whether a parameter is a low-rank factor, which the model itself does not have."""
-    return name.startswith(_LORA)
+    return name.startswith(_LORA) and name.endswith((_LORA_A, _LORA_B))
 
 
 def lora_shapes(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:

@@ -53,6 +53,7 @@ _BY_SUFFIX = {
     ".ckpt": Kind.TORCH,
     ".pth": Kind.TORCH,
     ".pt": Kind.TORCH,
+    ".pkl": Kind.TORCH,
     ".param": Kind.NCNN,
     ".bin": Kind.NCNN,
 }

@@ -56,7 +56,7 @@ def bad_inputs(arrays: Arrays, folder: Path) -> dict[str, tuple[Path, str]]:
         ),
         "other network": (
             write_file(folder / "other.safetensors", {"fc.weight": np.ones(3)}),
-            "neither a DoSSR nor an SD 2.x checkpoint",
+            "neither a checkpoint of DoSSR",
         ),
         "integers": (
             change("int4", **{key: arrays[key].view(np.uint16)[..., :0].astype("u1")}),

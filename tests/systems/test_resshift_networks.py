@@ -1,4 +1,4 @@
-"""ResShift's networks against the public code at reduced width, and their keys at full size."""
+"""ResShift's codes, and its keys at full size; test_crosscheck_systems.py compares its networks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,6 @@ from helpers import zoo
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, SamplerConfig, from_json, read_model_config, to_json
 from dossr_jax.errors import UserError
-from dossr_jax.models.unet import timestep_embedding
-from dossr_jax.models.windows import half_regions, position_index, region_mask
 from dossr_jax.pytorch.infer import Settings, read_settings
 from dossr_jax.pytorch.state import State, to_ours
 from dossr_jax.systems.resshift.config import (
@@ -19,30 +17,16 @@ from dossr_jax.systems.resshift.config import (
     ResShiftProcess,
     SwinUNetConfig,
     VQConfig,
+    published_sampler,
 )
 from dossr_jax.systems.resshift.keys import (
     BUFFERS,
     config_from_yaml,
     infer_resshift,
     resshift_table,
-    swin_unet_table,
-    vq_table,
 )
 from dossr_jax.systems.resshift.networks import VQ, SwinUNet
 
-TOLERANCES = {"float64": 1e-9, "float32": 2e-5}
-UNET_TAPS = {
-    "emb": "time",
-    "conv_in": "conv_in",
-    "res_0": "down.0.stages.0.res",
-    "swin0_embed": "down.0.stages.0.swin.proj_in",
-    "swin0_block0": "down.0.stages.0.swin.blocks.0",
-    "swin0_block1_shifted": "down.0.stages.0.swin.blocks.1",
-    "swin0_out": "down.0.stages.0.swin",
-    "mid": "mid",
-    "up_0": "up.0.stages.0",
-}
-VQ_TAPS = {"vq_down0": "encoder.down.0.resample", "vq_encoder_out": "encoder.conv_out"}
 PARAMETERS = {"unet.": 118.6, "autoencoder.": 55.3}  # millions
 CONFERENCE = ResShiftProcess(steps=15, min_noise=0.04)
 
@@ -52,113 +36,13 @@ def settings() -> Settings:
     return read_settings(zoo.FOLDER / "resshift" / "config.yaml")
 
 
-@pytest.fixture(scope="module", params=TOLERANCES)
-def golden(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield zoo.Golden("resshift", request.param, TOLERANCES[request.param])
-
-
 @pytest.fixture(scope="module")
 def config(settings) -> ResShiftConfig:
     return config_from_yaml(settings)
 
 
-@pytest.fixture(scope="module")
-def unet(golden, config):
-    state = learned(zoo.read_state("resshift").below("unet."))
-    network = zoo.Network(
-        lambda **options: SwinUNet(config.unet, **options),
-        swin_unet_table(config.unet),
-        state,
-        golden.dtype,
-    )
-    return network.compiled(SwinUNet.__call__, UNET_TAPS.values())
-
-
-@pytest.fixture(scope="module")
-def vq(golden, config):
-    return zoo.Network(
-        lambda **options: VQ(config.vq, **options),
-        vq_table(config.vq),
-        zoo.read_state("resshift").below("autoencoder."),
-        golden.dtype,
-    )
-
-
 def learned(state: State) -> State:
     return state.select(lambda name: not BUFFERS.fullmatch(name))
-
-
-def test_unet(unet, golden):
-    t = golden["in_net_t"]
-    out, taps = unet(golden["in_net_x"], t, golden["in_net_lq"])
-    golden.check("net_out", out)
-    for name, path in UNET_TAPS.items():
-        golden.check(f"net_{name}", taps[path])
-    golden.check("net_sincos", timestep_embedding(jnp.asarray(t), 32, golden.dtype))
-
-
-def to_lq(lr: np.ndarray, dtype: str) -> np.ndarray:
-    return 2 * lr.astype(dtype) - 1
-
-
-def deviation(golden: zoo.Golden, run: str, t: np.ndarray) -> np.ndarray:
-    """What the noisy latents are divided by at steps t."""
-    return golden[f"sched_{run}_input_std"][t].astype(golden.dtype).reshape(-1, 1, 1, 1)
-
-
-def test_unet_in_training(unet, golden):
-    t = golden["train_t"]
-    x = golden["train_z_t"] / deviation(golden, "v1_s15", t)
-    lq = to_lq(golden["in_lr"], golden.dtype)
-    lq = np.concatenate([lq, lq[..., ::-1]])  # augmented: mirrored
-    # One image more, so that the shape is that of the program above.
-    out, _ = unet(*(np.resize(array, (3, *array.shape[1:])) for array in (x, t, lq)))
-    golden.check("train_pred", out[:2])
-
-
-def test_windows_of_maps_of_another_size_than_in_training(unet, golden):
-    t = golden["samp_rect_v3_s4_t_net"][:1]
-    x = golden["samp_rect_v3_s4_x"][0] / deviation(golden, "v3_s4", t)
-    lq = to_lq(golden["in_lr_rect"], golden.dtype)
-    lq = np.pad(lq, ((0, 0), (0, 0), (0, 8), (0, 24)), mode="reflect")
-    np.testing.assert_allclose(lq, golden["samp_rect_v3_s4_lq_padded"], rtol=0, atol=1e-7)
-    golden.check("samp_rect_v3_s4_x0", unet(x, t, lq)[0], index=0)
-
-
-def test_windows(golden):
-    np.testing.assert_array_equal(position_index(4), golden["swin_rel_index"])
-    mask = region_mask(jnp.asarray(half_regions(8, 12, 4)), jnp.float32)
-    np.testing.assert_array_equal(mask, golden["swin_mask_shifted"])
-
-
-def test_encoder(vq, golden):
-    encode = vq.compiled(VQ.encode, VQ_TAPS.values())
-    z, taps = encode(golden["stage_bicubic"])
-    golden.check("stage_z_y", z)
-    for name, path in VQ_TAPS.items():
-        golden.check(f"stage_{name}", taps[path])
-    golden.check("stage_z_hr", encode(to_lq(golden["in_hr"], golden.dtype))[0])
-
-
-def test_decoder_and_codes(vq, golden):
-    def decode(vq, z):
-        index = vq.nearest_code(z)
-        return index, vq.codebook[...][index], vq.decode(z)
-
-    z = golden["in_vq_z"]
-    (index, codes, image), _ = vq.compiled(decode)(z)
-    np.testing.assert_array_equal(index, golden["stage_vq_idx"])
-    golden.check("stage_vq_quant", codes)
-    golden.check("stage_vq_decoded", image)
-    plain, _ = vq.compiled(lambda vq, z: vq.decoder(z))(z)
-    golden.check("stage_vq_decoded_noquant", plain)
-
-
-@pytest.mark.parametrize("run", ["v1_s15", "v3_s4", "rect_v3_s4", "v1_respace5"])
-def test_codes_of_sampled_latents(vq, golden, run):
-    index, _ = vq.compiled(VQ.nearest_code)(golden[f"samp_{run}_x0"][-1])
-    np.testing.assert_array_equal(index, golden[f"samp_{run}_vq_idx"])
 
 
 def test_nearest_codes_of_large_maps_and_of_equals():
@@ -199,7 +83,7 @@ class Both(nnx.Module):
 def test_published_model():
     state, config = zoo.full_size("resshift"), ResShiftConfig()
     assert infer_resshift(state) == config
-    conference = ResShiftConfig(process=CONFERENCE, sampler=SamplerConfig(steps=15))
+    conference = ResShiftConfig(process=CONFERENCE, sampler=published_sampler(15))
     assert infer_resshift(state, CONFERENCE) == conference
     state = learned(state)
     assert infer_resshift(state) == config

@@ -1,4 +1,4 @@
-"""SwinIR against the public code at reduced width, and its keys at full size."""
+"""SwinIR's keys at full size, and what is refused; test_crosscheck_systems.py compares it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,12 @@ from helpers import zoo
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, from_json, read_model_config, to_json
 from dossr_jax.errors import UserError
-from dossr_jax.models.windows import band_regions, position_index, region_mask
 from dossr_jax.pytorch.infer import Settings, read_settings
 from dossr_jax.pytorch.state import State, to_ours
 from dossr_jax.systems.swinir.config import SwinIRConfig
 from dossr_jax.systems.swinir.keys import BUFFERS, config_from_yaml, infer_swinir, swinir_table
 from dossr_jax.systems.swinir.networks import SwinIR
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
-TAPS = {
-    "conv_first": "conv_first",
-    "patch_embed": "norm_in",
-    "block0": "groups.0.blocks.0",
-    "block1_shifted": "groups.0.blocks.1",
-    "rstb0": "groups.0",
-    "norm": "norm_out",
-    "after_body": "conv_body",
-    "before_upsample": "conv_head",
-    "up1": "ups.0",
-}
 PUBLISHED = {
     "realsr_m_x4": SwinIRConfig(),
     "realsr_l_x4": SwinIRConfig(embed_dim=240, depths=(6,) * 9, heads=8, residual="3conv"),
@@ -45,73 +32,8 @@ def settings() -> Settings:
     return read_settings(zoo.FOLDER / "swinir" / "config.yaml")
 
 
-@pytest.fixture(scope="module", params=TOLERANCES)
-def golden(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield zoo.Golden("swinir", request.param, TOLERANCES[request.param])
-
-
-@pytest.fixture(scope="module")
-def ours(golden, settings):
-    """Networks by name: functions of NCHW images to (output, outputs of layers)."""
-
-    def load(name: str):
-        config = config_from_yaml(settings.at(name))
-        state = learned(zoo.read_state("swinir").below(f"{name}."))
-        network = zoo.Network(
-            lambda **options: SwinIR(config, **options), swinir_table(config), state, golden.dtype
-        )
-        return network.compiled(SwinIR.__call__, TAPS.values())
-
-    return {name: load(name) for name in ("x4", "unshuffle", "x4l")}
-
-
 def learned(state: State) -> State:
     return state.select(lambda name: not BUFFERS.fullmatch(name))
-
-
-def reflected(image: np.ndarray, multiple: int = 8) -> np.ndarray:
-    """Bottom and right reflected, edges not repeated, up to the next multiple."""
-    pads = [(0, -side % multiple) for side in image.shape[2:]]
-    return np.pad(image, ((0, 0), (0, 0), *pads), mode="reflect")
-
-
-def mirrored(image: np.ndarray, multiple: int = 8) -> np.ndarray:
-    """Bottom and right mirrored, edges repeated, always to a larger multiple."""
-    pads = [(0, multiple - side % multiple) for side in image.shape[2:]]
-    return np.pad(image, ((0, 0), (0, 0), *pads), mode="symmetric")
-
-
-@pytest.mark.parametrize(
-    ("run", "image"),
-    [("x4_sq", "in_sq"), ("unshuffle_rect", "in_rect_128x192"), ("x4l_sq", "in_sq")],
-)
-def test_outputs_and_layers(ours, golden, run, image):
-    network = run.split("_")[0]
-    out, taps = ours[network](golden[image])
-    golden.check(f"{run}_out", out)
-    stored = [name for name in TAPS if f"{run}_{name}" in golden.arrays]
-    assert stored == list(TAPS)[:6] if network == "x4l" else list(TAPS)
-    for name in stored:
-        golden.check(f"{run}_{name}", taps[TAPS[name]])
-
-
-def test_sides_that_are_no_multiples(ours, golden):
-    rect = golden["in_rect"]
-    padded = reflected(rect)
-    np.testing.assert_array_equal(padded, golden["padded_rect"])
-    golden.check("x4_rect_out", ours["x4"](padded)[0][:, :84, :172])
-    mirror = mirrored(rect)
-    np.testing.assert_array_equal(mirror, golden["x4_rect_mirror_padded"])
-    golden.check("x4_rect_mirror_out", ours["x4"](mirror)[0][:, :84, :172])
-    out, _ = ours["x4"](mirrored(golden["in_sq"]))
-    golden.check("x4_sq_mirror_out", out[:, :128, :128])
-
-
-def test_windows(golden):
-    np.testing.assert_array_equal(position_index(8), golden["rel_index"])
-    mask = region_mask(jnp.asarray(band_regions(16, 24, 8)), jnp.float32)
-    np.testing.assert_array_equal(mask, golden["mask_shifted"])
 
 
 def test_half_precision():

@@ -109,6 +109,12 @@ VERSIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def _published(version: str) -> DiffBIRConfig:
+    cleaner = {"cleaner": RRDBConfig()} if version == "v2" else {}
+    return DiffBIRConfig(**cleaner, **VERSIONS[version])
+
+
 SYSTEM = System(
     name="diffbir",
     title="DiffBIR",
@@ -137,4 +143,5 @@ SYSTEM = System(
     read=functools.partial(read, versions=VERSIONS),
     export=export,
     pre_restorer="cleaner",
+    published={f"DiffBIR {version}": _published(version) for version in VERSIONS},
 )

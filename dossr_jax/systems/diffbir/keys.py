@@ -12,6 +12,7 @@ from dossr_jax.pytorch.state import State, to_ours, to_torch
 from dossr_jax.pytorch.tables import (
     CONTROL_PREFIX,
     RRDB_PREFIX,
+    VAE_PREFIX,
     Row,
     control_table,
     rrdb_table,
@@ -21,7 +22,7 @@ from dossr_jax.pytorch.tables.release import HINT_PREFIX
 from dossr_jax.systems.base import Model
 from dossr_jax.systems.diffbir.config import DiffBIRConfig
 from dossr_jax.systems.files import BUFFER_PREFIX
-from dossr_jax.systems.sd21 import VAE_PREFIX, read_sd21, sd21_table
+from dossr_jax.systems.sd21 import check_as_sd21, read_sd21, sd21_table
 from dossr_jax.systems.swinir.keys import BUFFERS, infer_swinir, swinir_table
 from dossr_jax.weights import Lazy
 
@@ -89,7 +90,12 @@ def _without_hint_encoder(state: State) -> State:
 
 
 def export(model: Model) -> dict[str, Lazy]:
-    """All tensors under PyTorch's names, with the prefixes of the one large file."""
+    """All tensors under PyTorch's names, with the prefixes of the one large file.
+
+    Raises:
+      UserError: a network that these keys do not tell.
+    """
+    check_as_sd21(model.config)
     buffers = {
         name.removeprefix(BUFFER_PREFIX): tensor
         for name, tensor in model.tensors.items()

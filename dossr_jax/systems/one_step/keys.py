@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dossr_jax.config import ProcessConfig, UNetConfig, VAEConfig
+from dossr_jax.config import ProcessConfig
 from dossr_jax.errors import UserError
 from dossr_jax.models.lora import is_adapted
 from dossr_jax.pytorch.infer import config_errors, infer_process
@@ -24,7 +24,7 @@ from dossr_jax.pytorch.tables import (
 from dossr_jax.systems.base import Model
 from dossr_jax.systems.files import BUFFER_PREFIX
 from dossr_jax.systems.one_step.config import OneStepConfig, OSEDiffConfig, PiSASRConfig
-from dossr_jax.systems.sd21 import read_sd21, sd21_table, split_buffers
+from dossr_jax.systems.sd21 import check_as_sd21, read_sd21, sd21_table, split_buffers
 from dossr_jax.weights import Lazy
 
 ADAPTERS_PREFIX = "state_dict_unet."
@@ -174,20 +174,5 @@ def _export(model: Model, table: list[Row]) -> dict[str, Lazy]:
     state = State("the model", model.tensors)
     contexts = "context", "negative_context"
     learned = state.select(lambda n: n not in contexts and not n.startswith(BUFFER_PREFIX))
-    _check_as_sd(model.config)
+    check_as_sd21(model.config)
     return {**state.below(BUFFER_PREFIX).tensors, **to_torch(table, learned)}
-
-
-def _check_as_sd(config: OneStepConfig) -> None:
-    """Refuse networks that differ from SD 2.1's in what PyTorch's keys do not tell."""
-    for name, network, usual, fields in (
-        ("unet", config.unet, UNetConfig(), ("head_dim", "norm_groups")),
-        ("vae", config.vae, VAEConfig(), ("norm_groups", "patch_size")),
-    ):
-        for field in fields:
-            value, expected = getattr(network, field), getattr(usual, field)
-            if value != expected:
-                raise UserError(
-                    f"this model cannot be written in that form: its {name}.{field} is {value}, "
-                    f"SD 2.1's {expected}"
-                )

@@ -12,7 +12,7 @@ from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.lora import make_adapters, merge
 from dossr_jax.models.rrdbnet import UPSCALE, enlarge
 from dossr_jax.models.text_encoder import TextEncoder
-from dossr_jax.models.unet import UNet
+from dossr_jax.models.unet import Remat, UNet
 from dossr_jax.models.vae import VAE, posterior_mode, posterior_sample
 from dossr_jax.systems.one_step.config import OneStepConfig, OSEDiffConfig, PiSASRConfig
 
@@ -24,9 +24,11 @@ class OneStep(nnx.Module):
     first is read.
     """
 
-    def __init__(self, config: OneStepConfig, **options: Unpack[LayerOptions]):
+    def __init__(
+        self, config: OneStepConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
         self.config = config
-        self.unet = UNet(config.unet, **options)
+        self.unet = UNet(config.unet, remat=remat, **options)
         self.vae = VAE(config.vae, **options)
         self.text = None if config.text is None else TextEncoder(config.text, **options)
         shape = (config.context_length, config.unet.context_dim)
@@ -60,8 +62,10 @@ class OneStep(nnx.Module):
 class OSEDiff(OneStep):
     """OSEDiff's networks: adapters `lora` of the UNet and of the VAE's encoder."""
 
-    def __init__(self, config: OSEDiffConfig, **options: Unpack[LayerOptions]):
-        super().__init__(config, **options)
+    def __init__(
+        self, config: OSEDiffConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
+        super().__init__(config, remat=remat, **options)
         make = Factory(**options)
         encoder = make_adapters(make, self.vae.encoder, config.rank_vae)
         self.lora = nnx.Dict(
@@ -76,8 +80,10 @@ class OSEDiff(OneStep):
 class PiSASR(OneStep):
     """PiSA-SR's networks: adapters `pixel_lora` and `semantic_lora` of the UNet."""
 
-    def __init__(self, config: PiSASRConfig, **options: Unpack[LayerOptions]):
-        super().__init__(config, **options)
+    def __init__(
+        self, config: PiSASRConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
+    ):
+        super().__init__(config, remat=remat, **options)
         make = Factory(**options)
         self.pixel_lora = nnx.Dict(unet=make_adapters(make, self.unet, config.rank_pixel))
         self.semantic_lora = nnx.Dict(unet=make_adapters(make, self.unet, config.rank_semantic))

@@ -84,6 +84,7 @@ def restore(model: ResShift, lr: Array, run: Run) -> method.Restoration:
         table=run.table,
         noise=run.noise,
         keep_path=run.keep_path,
+        gradient_steps=run.gradient_steps,
     )
     decoded = (run.apply(model.vq.decode, [latents], [1], UPSCALE, 3) + 1) / 2
     pre = jnp.clip((enlarged + 1) / 2, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from dossr_jax.pytorch.infer import Settings, config_errors, count, infer_vae
 from dossr_jax.pytorch.state import State
@@ -25,8 +25,6 @@ UNET_PREFIX = "unet."
 VQ_PREFIX = "autoencoder."
 # Keys to drop before the table applies, after the configuration is read off them.
 BUFFERS = WINDOW_BUFFERS
-
-Variant = Literal["diffusion_v1", "diffusion_v3"]
 
 # What published checkpoints were trained for, which their keys do not tell.
 PROCESSES = {
@@ -205,7 +203,7 @@ def infer_vq(state: State) -> VQConfig:
     return VQConfig(**fields, codes=codes)
 
 
-def config_from_yaml(settings: Settings, variant: Variant = "diffusion_v3") -> ResShiftConfig:
+def config_from_yaml(settings: Settings, variant: str = "diffusion_v3") -> ResShiftConfig:
     """Read the arguments of PyTorch's networks and of a process, from a YAML file.
 
     Args:

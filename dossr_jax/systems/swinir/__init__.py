@@ -57,4 +57,8 @@ SYSTEM = System(
     read=read,
     export=_export,
     single=True,
+    published={
+        "SwinIR-M": SwinIRConfig(),
+        "SwinIR-L": SwinIRConfig(embed_dim=240, depths=(6,) * 9, heads=8, residual="3conv"),
+    },
 )

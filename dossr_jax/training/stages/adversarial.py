@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from dossr_jax.models.efficientnet import EfficientNetLite0, feature_distance
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.unet import Remat
 from dossr_jax.pytorch.efficientnet import feature_network
+from dossr_jax.systems.one_step.config import OSEDiffConfig, PiSASRConfig
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.base import (
     Inputs,
@@ -39,22 +40,6 @@ from dossr_jax.training.stages.base import (
 from dossr_jax.training.stages.rrdb import PreRestorerStage
 
 _UNIT = 16  # crops are multiples of it: the stride of the features
-
-
-class AdversarialDoSSR(DoSSR):
-    """The model and, beside it, the networks of the loss, which no model file holds."""
-
-    def __init__(
-        self,
-        config: DoSSRConfig,
-        *,
-        remat: Remat = "none",
-        features: int,
-        **options: Unpack[LayerOptions],
-    ):
-        super().__init__(config, remat=remat, **options)
-        self.discriminator = Discriminator(features, **options)
-        self.feature_net = EfficientNetLite0(**options)
 
 
 @configuration
@@ -73,7 +58,7 @@ class AdversarialLoss(Stage):
     training_only: ClassVar[tuple[str, ...]] = ("discriminator", "feature_net")
 
     @abc.abstractmethod
-    def restore(self, model: DoSSR, inputs: Inputs) -> Array:
+    def restore(self, model: Any, inputs: Inputs) -> Array:
         """What the networks that learn make of the LR images, (b, h, w, 3)."""
 
     def check(self, config: TrainConfig) -> None:
@@ -81,22 +66,22 @@ class AdversarialLoss(Stage):
         if config.data.crop % _UNIT:
             raise ConfigError(f"data.crop {config.data.crop}: must be a multiple of {_UNIT}")
 
-    def make_module(
-        self, config: DoSSRConfig, *, remat: Remat, **options: Unpack[LayerOptions]
-    ) -> DoSSR:
-        width = self.discriminator_features
-        return AdversarialDoSSR(config, remat=remat, features=width, **options)
+    def make_module(self, config: Any, *, remat: Remat, **options: Unpack[LayerOptions]) -> Any:
+        """The model and, beside it, the networks of the loss, which no model file holds."""
+        model = super().make_module(config, remat=remat, **options)
+        model.discriminator = Discriminator(self.discriminator_features, **options)
+        model.feature_net = EfficientNetLite0(**options)
+        return model
 
     def learns(self, name: str) -> bool:
         return name.startswith("discriminator.")
 
-    def loss(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
+    def loss(self, model: Any, inputs: Inputs, t: Array | None) -> tuple[Array, Metrics]:
         """Losses of generator and discriminator in one sum; neither's gradient reaches the other.
 
         The discriminator's is the logistic loss of real and restored pixels (non-saturating GAN,
         arXiv 1406.2661), as Real-ESRGAN's.
         """
-        assert isinstance(model, AdversarialDoSSR)
         image, hr = self.restore(model, inputs).astype(jnp.float32), inputs.hr
         pixels = mean_of(jnp.abs(hr - image))
         features = feature_distance(model.feature_net(image), model.feature_net(hr))
@@ -114,7 +99,7 @@ class AdversarialLoss(Stage):
             "discriminator_loss": discriminator_loss,
         }
 
-    def show(self, model: DoSSR, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
+    def show(self, model: Any, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the networks that learn make of the LR images."""
         return inputs.lr, self.restore(model, inputs)
 
@@ -145,6 +130,7 @@ class AdversarialStage(AdversarialLoss):
 
     Gradients flow through the last `gradient_steps` steps of the model's sampler. `learn_decoder`:
     the UNet's decoder learns; `learn_vae_decoder`: the VAE's; `lora_rank` as in the stage `dossr`.
+    Of OSEDiff and PiSA-SR, which have adapters of their own, those learn that `adapters` names.
     """
 
     name: Literal["adversarial"] = "adversarial"
@@ -152,12 +138,28 @@ class AdversarialStage(AdversarialLoss):
     learn_decoder: bool = True
     learn_vae_decoder: bool = False
     lora_rank: NonNegativeInt = 0
+    adapters: tuple[Literal["lora", "pixel_lora", "semantic_lora"], ...] = (
+        "lora",
+        "pixel_lora",
+        "semantic_lora",
+    )
     zero_output: ClassVar[bool] = False  # as the stage dossr
+    trains = (DoSSRConfig, OSEDiffConfig, PiSASRConfig)
+
+    def check(self, config: TrainConfig) -> None:
+        super().check(config)
+        adapted = not isinstance(config.model, DoSSRConfig)
+        if adapted and (self.learn_decoder or self.lora_rank):
+            raise ConfigError(
+                f"model.system {config.model.system}: only its adapters learn; set "
+                "stage.learn_decoder=false and stage.lora_rank=0"
+            )
 
     def learns(self, name: str) -> bool:
         return (
             super().learns(name)
             or name.startswith("control.")
+            or name.startswith(tuple(f"{adapters}." for adapters in self.adapters))
             or (self.learn_decoder and name.startswith(latent.UNET_DECODER))
             or (self.learn_vae_decoder and name.startswith(latent.VAE_DECODER))
         )
@@ -166,7 +168,7 @@ class AdversarialStage(AdversarialLoss):
     def adapter_rank(self) -> int:
         return self.lora_rank
 
-    def restore(self, model: DoSSR, inputs: Inputs) -> Array:
+    def restore(self, model: Any, inputs: Inputs) -> Array:
         """What the model's own sampler makes, after the colour fix."""
         return latent.sample_images(model, inputs, gradient_steps=self.gradient_steps).result
 

@@ -107,10 +107,11 @@ class Stage(StageConfig, abc.ABC):
         Raises:
           UserError: a pre-restorer that makes more pixels than the HR crop has.
         """
-        if config.model.rrdb.scale > scale:
+        rrdb = getattr(config.model, "rrdb", None)
+        if rrdb is not None and rrdb.scale > scale:
             raise UserError(
                 f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the "
-                f"pre-restorer enlarges by {config.model.rrdb.scale}; give it model.rrdb.scale "
+                f"pre-restorer enlarges by {rrdb.scale}; give it model.rrdb.scale "
                 f"{scale}"
             )
 

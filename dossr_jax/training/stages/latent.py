@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dossr_jax import method
+from dossr_jax.config import DoSSRConfig
 from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
-from dossr_jax.diffusion.solver import make_table
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.systems import Run, system_of
 from dossr_jax.training.stages.base import (
     Inputs,
     draw_normal,
@@ -74,28 +75,32 @@ def diffusion_loss(
 
 
 def sample_images(
-    model: DoSSR, inputs: Inputs, *, gradient_steps: int | None = None
+    model: Any, inputs: Inputs, *, gradient_steps: int | None = None
 ) -> method.Restoration:
     """What the model's sampler, prompt and colour fix make of the LR images, in float32.
 
-    This is dossr_jax.method on whole crops. gradient_steps: how many of the last steps gradients
-    flow through; None means all.
+    This is its system's restoration of whole crops, of DoSSR from pre-restored images where these
+    were made beforehand. gradient_steps: how many of the last steps gradients flow through; None
+    means all.
     """
-    sampler = model.config.sampler
+    config, system = model.config, system_of(model.config)
+    assert system.table is not None
     height, width = inputs.hr.shape[1:3]
-    pre = pre_restore_crops(model, inputs, clip=True).astype(jnp.float32)
     size = jnp.array([height // UPSCALE, width // UPSCALE], jnp.int32)
-    return method.restore_images(
-        model,
-        pre,
-        jnp.broadcast_to(size, (len(pre), 2)),
-        table=make_table(make_schedule(model.config.process), sampler),
+    run = Run(
+        size=jnp.broadcast_to(size, (len(inputs.hr), 2)),
+        apply=method.whole,
+        noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
+        table=system.table(config, config.sampler),
         controls=method.Controls(
             context=model.context[...],
             negative_context=model.negative_context[...],
-            fidelity=sampler.fidelity,
+            fidelity=config.sampler.fidelity,
         ),
-        noise=method.KeyNoise(fold(inputs.keys, Draw.SAMPLING)),
-        fix=sampler.color_fix,
+        fix=config.sampler.color_fix,
         gradient_steps=gradient_steps,
     )
+    if not isinstance(config, DoSSRConfig):
+        return system.restore(model, inputs.lr, run)
+    pre = pre_restore_crops(model, inputs, clip=True).astype(jnp.float32)
+    return method.restore_images(model, pre, run.size, **run.sampling())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dossr_jax import method
-from dossr_jax.config import TrainConfig, configuration
+from dossr_jax.config import configuration
 from dossr_jax.diffusion import process
 from dossr_jax.draws import Draw
 from dossr_jax.systems import Run, resshift
@@ -32,9 +32,6 @@ class ResShiftStage(Stage):
 
     def learns(self, name: str) -> bool:
         return name.startswith("unet.")
-
-    def check_scale(self, config: TrainConfig, scale: int) -> None:
-        """The model enlarges by 4, as all presets degrade."""
 
     def time_range(self, model: ResShiftConfig) -> tuple[int, int]:
         return 0, model.process.steps
