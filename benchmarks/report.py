@@ -1,6 +1,7 @@
 """Reruns and draws the paper's experiments, and builds docs/results.md from them.
 
 python benchmarks/report.py --model dossr-mini --data HR_IMAGES
+python benchmarks/report.py --data HR_IMAGES --system Real-ESRGAN=realesrgan
 
 Results that are there of the same settings, model, images, metrics and versions are kept; others
 are not shown. Needs the extra `report`.
@@ -9,7 +10,9 @@ are not shown. Needs the extra `report`.
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +24,14 @@ from experiments import page, runner
 from experiments.bench import Bench
 from experiments.data import digest_of, is_paired, load_pairs
 
-import dossr_jax
 from dossr_jax import Upscaler, weights
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import convention
-from dossr_jax.pipeline.upscaler import BUILT_IN
+from dossr_jax.evaluate.models import read_config
+from dossr_jax.pipeline.upscaler import locate
+from dossr_jax.systems import system_of
+from dossr_jax.systems.rrdb import PACKAGED, find_packaged
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,12 +54,22 @@ def _report(args: argparse.Namespace) -> None:
     pairs = load_pairs(
         args.data, count=args.images, side=args.crop, presets=presets, seed=args.seed
     )
-    bench = Bench(upscaler, pairs, noise)
+    given = dict(args.system)
+    files = {name: _about_file(name, model) for name, model in given.items()}
+    load = {name: functools.partial(Upscaler.from_pretrained, m) for name, m in given.items()}
+    bench = Bench(upscaler, pairs, noise, load)
     common = _common(args, bench)
     experiments = {name: make() for name, make in runner.EXPERIMENTS.items()}
     if noise is not None:
         said = _about(args.noise_model, upscaler, noise)
         experiments["start"] = runner.EXPERIMENTS["start"](said)
+    seeded = {
+        name: said
+        for name, said in files.items()
+        if "seed" in system_of(read_config(given[name])).settings
+    }
+    experiments["seeds"] = runner.EXPERIMENTS["seeds"](seeded)
+    experiments["systems"] = runner.EXPERIMENTS["systems"](files)
     settings = {name: runner.settings_of(e, common) for name, e in experiments.items()}
     folder = args.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,10 +120,13 @@ def _common(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
 
 
 def _files_of(model: str) -> Path:
-    """The file or folder of a model that has been loaded."""
-    if model in BUILT_IN:
-        return Path(dossr_jax.__file__).parent / "assets" / BUILT_IN[model]
-    return Path(model)
+    """The file or folder of a model; UserError if there is none."""
+    return find_packaged(model) if model in PACKAGED else locate(model)
+
+
+def _about_file(name: str, model: str) -> str:
+    """What the page says of another system's file."""
+    return f"{name}: {Path(model).name} (SHA-256 {digest_of(_files_of(model))[:16]}...)."
 
 
 def _about(file: Path, upscaler: Upscaler, noise: Upscaler) -> str:
@@ -136,6 +154,8 @@ def _command(args: argparse.Namespace, presets: list[str]) -> str:
     parts = ["python benchmarks/report.py", f"--model {Path(args.model).name}", f"--data {name}"]
     if args.noise_model is not None:
         parts.append(f"--noise-model {args.noise_model.name}")
+    for system, model in args.system:
+        parts.append(f"--system {shlex.quote(f'{system}={Path(model).name}')}")
     parts += [f"--images {args.images}", f"--crop {args.crop}"]
     if not is_paired(args.data):
         parts += [*(f"--preset {preset}" for preset in presets), f"--seed {args.seed}"]
@@ -169,10 +189,25 @@ def _parser() -> argparse.ArgumentParser:
         help="a model whose ControlNet was trained from noise, on the same prior: compared with "
         "in the experiment 'start'",
     )
+    parser.add_argument(
+        "--system",
+        type=_system,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="another system's model: a file, a folder or a name; may be given several times",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the degradation")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the page")
     parser.add_argument("--overwrite", action="store_true", help="rerun what is there")
     return parser
+
+
+def _system(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (name and equals and model):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=FILE")
+    return name, model
 
 
 if __name__ == "__main__":

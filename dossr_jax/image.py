@@ -148,20 +148,16 @@ def enlarge_as_torch(image: Image, factor: int) -> Float[Array, "b _ _ c"]:
     a = -0.75, the edge continued, without antialiasing and without clipping.
     """
     for axis in (1, 2):
-        centre = (jnp.arange(factor * image.shape[axis]) + 0.5).astype(image.dtype) / factor - 0.5
+        side = image.shape[axis]
+        centre = (jnp.arange(factor * side) + 0.5).astype(image.dtype) / factor - 0.5
         first = jnp.floor(centre)
-        weights = cubic_weights(centre - first, -0.75)
         shape = [1, 1, 1, 1]
-        shape[axis] = len(centre)
-        image = sum(
-            weight.reshape(shape)
-            * jnp.take(
-                image,
-                jnp.clip(first.astype(jnp.int32) + i - 1, 0, image.shape[axis] - 1),
-                axis=axis,
-            )
-            for i, weight in enumerate(weights)
-        )
+        shape[axis] = factor * side
+        parts = []
+        for i, weight in enumerate(cubic_weights(centre - first, -0.75)):
+            index = jnp.clip(first.astype(jnp.int32) + i - 1, 0, side - 1)
+            parts.append(weight.reshape(shape) * jnp.take(image, index, axis=axis))
+        image = parts[0] + parts[1] + parts[2] + parts[3]
     return image
 
 

@@ -25,15 +25,22 @@ _PICTURE = (
 )
 
 
-def add_options(parser: argparse.ArgumentParser, *, default_model: str | None) -> None:
-    """Flags for :func:`load`, and for the fields of Settings and of its sampler."""
+def add_options(
+    parser: argparse.ArgumentParser, *, default_model: str | None, several: bool = False
+) -> None:
+    """Flags for :func:`load`, and for the fields of Settings and of its sampler.
+
+    `several`: --model may be repeated, and gives a list.
+    """
+    more = ", a row each where it is repeated" if several else ""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
         default=default_model,
+        action="append" if several else "store",
         help=f"{', '.join(MODELS)} (installed with the package; the last two are fast and without "
         "diffusion, for photos and for drawings), or a file or folder that "
-        f"'python -m dossr_jax.convert' wrote (default: {default_model or 'none'})",
+        f"'python -m dossr_jax.convert' wrote{more} (default: {default_model or 'none'})",
     )
     model.add_argument(
         "--preprocessor",
@@ -111,14 +118,19 @@ def picture_fields(args: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def load(args: argparse.Namespace, *, preprocessor: str | None = None) -> Upscaler:
-    """The model that parsed options ask for; `preprocessor` in place of theirs, if given.
+def load(
+    args: argparse.Namespace, *, model: str | None = None, preprocessor: str | None = None
+) -> Upscaler:
+    """The model that parsed options ask for.
+
+    Args:
+      model, preprocessor: in place of theirs, if given.
 
     Raises:
       UserError: what is wrong with its file, in one line.
     """
     return Upscaler.from_pretrained(
-        args.model,
+        args.model if model is None else model,
         dtype=args.dtype,
         preprocessor=args.preprocessor if preprocessor is None else preprocessor,
         tile=args.tile,

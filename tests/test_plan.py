@@ -12,14 +12,18 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.crashing import make_program
 from helpers.models import TINY, tiny_model
 from helpers.small import make_batch, make_config
+from helpers.systems import small_config
 
 from dossr_jax import parallel, pipeline
+from dossr_jax.config import SamplerConfig
 from dossr_jax.errors import UserError
 from dossr_jax.plan import (
     Program,
+    efficiency,
     hlo,
     open_slice,
     plan,
@@ -31,7 +35,9 @@ from dossr_jax.plan import (
 from dossr_jax.plan.__main__ import main
 from dossr_jax.plan.report import Report
 from dossr_jax.plan.search import largest_fit, plan_apart, try_batches
+from dossr_jax.systems import SYSTEMS, System, abstract_model
 from dossr_jax.training import state as run_state
+from dossr_jax.weights import names_and_params
 
 # What is asserted of compiled programs are arguments, counts and sums, not how fast they are.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -203,6 +209,82 @@ def test_the_restoring_program_planned_is_the_one_that_runs(monkeypatch):
     unused = {"overlap": 0, "margin": 0, "tile_batch": 0}
     assert dataclasses.replace(real[1], **unused) == dataclasses.replace(ours[1], **unused)
     assert described(jax.tree.leaves(real[2:])) == described(jax.tree.leaves(ours[2:]))
+
+
+def flops(traced):
+    return programs.count_flops(traced, "tpu")
+
+
+def test_a_step_of_the_solver_is_one_evaluation_of_the_networks():
+    """And what XLA counts of the whole program holds it once, however many steps there are."""
+    devices = jax.devices("cpu")[:1]
+    config = dataclasses.replace(TINY, sampler=SamplerConfig(steps=3))
+    program = restore_program(config, devices, 1, size=128, dtype="float32")
+    whole, step = flops(program.trace()), flops(program.body())
+    graphdef, state = nnx.split(tiny_model())
+    side, context = 128 // TINY.vae.downscale, np.zeros((1, 2, 8), np.float32)
+    x = np.zeros((1, side, side, 4), np.float32)
+
+    @jax.jit
+    def evaluate(state, x, t, context):
+        return nnx.merge(graphdef, state).predict_noise(x, t, context, x)
+
+    alone = flops(evaluate.trace(state, x, np.zeros(1, np.float32), context))
+    assert alone < step < 1.1 * alone and whole > step
+    assert program.repeats == 3
+    row = efficiency.measure("tiny", config, 128)
+    assert row.flops == pytest.approx(whole + 2 * step, rel=0.02) and row.evaluations == 3
+    assert row.parameters == sum(p.size for _, p in names_and_params(tiny_model()))
+    assert row.weight_bytes == 2 * row.parameters
+
+
+def test_published_models_have_their_published_sizes():
+    """Without text towers. Sources: the releases' checkpoints."""
+    found = {n: c for system in SYSTEMS for n, c in system.configurations.items()}
+    sizes = {
+        "Real-ESRGAN": 16_697_987,
+        "SwinIR-M": 11_715_559,
+        "SwinIR-L": 28_013_059,
+        "DASR": 7_587_855 + 468_143,
+    }
+    for name, size in sizes.items():
+        params = names_and_params(abstract_model(found[name]))
+        assert sum(p.size for _, p in params) == size, name
+    steps = {n: c.sampler.steps for n, c in found.items() if hasattr(c, "sampler")}
+    assert {"DoSSR": 5, "ResShift, 4 steps": 4, "ResShift, 15 steps": 15, "SinSR": 1}.items() <= (
+        steps.items()
+    )
+
+
+def test_the_systems_are_compared_without_a_configuration(monkeypatch, tmp_path, capsys):
+    small = property(lambda self: {self.title: small_config(self.name)})
+    monkeypatch.setattr(System, "configurations", small)
+    path = tmp_path / "systems.json"
+    assert main(["--systems", "--size", "256", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert [row["name"] for row in content["systems"]] == [s.title for s in SYSTEMS]
+    rows = {row["system"]: row for row in content["systems"]}
+    assert all(row["flops"] > 0 and row["parameters"] > 0 for row in rows.values())
+    # Guided, it evaluates its network twice per step.
+    assert rows["diffbir"]["evaluations"] == 4 and rows["swinir"]["evaluations"] == 0
+    assert all(name in printed for name in ("DoSSR", "StableSR", "no configuration here"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "--systems"),
+        (["--config", "tiny"], "--topology"),
+        (["--systems", "--topology", "cpu"], "--systems"),
+        (["--systems", "--search"], "--systems"),
+        (["--systems", "--size", "100"], "multiple of"),
+    ],
+)
+def test_what_is_to_be_planned_has_to_be_clear(options, named, capsys):
+    assert main(options) == 2
+    printed = capsys.readouterr()
+    assert named in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
 def test_the_body_of_a_loop_counts_as_often_as_it_runs():

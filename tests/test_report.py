@@ -14,11 +14,13 @@ from flax import nnx
 from helpers.models import tiny_model
 from helpers.pictures import picture, quarter, save
 from helpers.small import SMALL
+from helpers.systems import small_model
 from PIL import Image
 
 from dossr_jax import Upscaler
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.weights import names_and_params, save_model
+from dossr_jax.systems import save_model
+from dossr_jax.weights import names_and_params
 
 pytest.importorskip("matplotlib")
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -245,6 +247,41 @@ def test_a_model_trained_from_noise_is_compared_where_it_is_given(
     assert len(set(five.values())) == 4  # neither the start nor the model nor the kind is ignored
     assert "noise.safetensors" in page and "but for the ControlNet it is equal" in page
     assert "--noise-model noise.safetensors" in page
+
+
+def test_other_systems_are_rows_of_their_own(report, network, model, data, tmp_path):
+    """With seeds where they have any; what there is no file of is listed."""
+    files = {"Other": tmp_path / "other.safetensors", "Real-ESRGAN": tmp_path / "r.safetensors"}
+    save_model(files["Other"], changed_in(network, "unet"))
+    save_model(files["Real-ESRGAN"], small_model("rrdb"))
+    out, options = tmp_path / "out", []
+    for name, path in files.items():
+        options += ["--system", f"{name}={path}"]
+    assert report.main(call(model, data, out, "--only", "systems", "seeds", *options)) == 0
+    page = (out / "results.md").read_text()
+    rows = {row["label"]: row for row in stored(out, "systems")["rows"]}
+    assert list(rows) == ["DoSSR, published", "DoSSR, model's default", *files]
+    # The file stores the published sampler.
+    assert len({row["mean"]["given"]["psnr_y"] for row in rows.values()}) == 3
+    assert all(row["seconds_per_image"] > 0 for row in rows.values())
+    assert "| StableSR | no weights here |" in page and "| Real-ESRGAN | no" not in page
+    assert "Other: other.safetensors (SHA-256 " in page and "--system Other=other.saf" in page
+    seeds = stored(out, "seeds")["rows"]
+    names = [f"seed {i}" for i in range(8)]
+    assert [row["label"] for row in seeds] == names + [f"Other, {name}" for name in names]
+    assert "Range over the seeds: PSNR-Y" in page and "Range over the seeds of Other: PS" in page
+
+
+def test_results_of_the_model_alone_know_nothing_of_other_systems(report):
+    experiment = report.runner.EXPERIMENTS["solver"]()
+    settings = report.runner.settings_of(experiment, {})
+    assert "absent" not in settings and all("system" not in v for v in settings["variants"])
+
+
+def test_a_system_without_a_name_is_refused(report, model, data, capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--model", str(model), "--data", str(data), "--system", "x.safetensors"])
+    assert "NAME=FILE" in capsys.readouterr().err
 
 
 def test_networks_that_differ_beside_the_control_net_are_named(report, network, model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ class Variant:
 
     `eta` is another shifting sequence than the model's own. `settings` replace those published;
     None stands for the model's stored defaults. `repeats` runs are timed, the fastest counts.
-    `noise_trained` takes the model whose ControlNet was trained from noise.
+    `noise_trained` takes the model whose ControlNet was trained from noise. `system` takes another
+    system by name, whose own sampler is changed by `settings` alone.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Variant:
     eta: str | None = None
     repeats: int = 1
     noise_trained: bool = False
+    system: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,16 @@ class Bench:
     """
 
     def __init__(
-        self, upscaler: Upscaler, pairs: Sequence[Pair], noise_trained: Upscaler | None = None
+        self,
+        upscaler: Upscaler,
+        pairs: Sequence[Pair],
+        noise_trained: Upscaler | None = None,
+        systems: Mapping[str, Callable[[], Upscaler]] | None = None,
     ):
+        """Put them together; `systems` loads other systems by name, one in memory at a time."""
         self.upscaler, self._noise_trained = upscaler, noise_trained
+        self._systems = systems or {}
+        self._other: tuple[str, Upscaler] | None = None
         self._pairs = list(pairs)
         self.sources = list(dict.fromkeys(pair.source for pair in pairs))
         self.names, self.left_out = _usable_metrics(self._pairs)
@@ -107,14 +116,26 @@ class Bench:
         model.config = dataclasses.replace(model.config, process=process)
         return Upscaler(model)
 
+    def _system(self, name: str) -> Upscaler:
+        """Another system."""
+        if self._other is None or self._other[0] != name:
+            self._other = None  # let go first
+            self._other = name, self._systems[name]()
+        return self._other[1]
+
     def measure(self, variant: Variant) -> Measured:
         """Restore all images with a variant's settings; compiled programs are warm when timed.
 
         Settings that were measured before, under whatever label, are run again only for their time.
         """
-        options = {} if variant.settings is None else {**PUBLISHED, **variant.settings}
-        place = variant.noise_trained, variant.eta
-        upscaler = self._upscaler(*place)
+        place = variant.noise_trained, variant.eta, variant.system
+        if variant.system:
+            upscaler, options = self._system(variant.system), variant.settings or {}
+            fewest = options
+        else:
+            upscaler = self._upscaler(variant.noise_trained, variant.eta)
+            options = {} if variant.settings is None else {**PUBLISHED, **variant.settings}
+            fewest = options | {"steps": 1}
         settings = upscaler.settings(**options, batch_size=self._batch)
         known = self._known.get((place, settings))
         if known is not None and variant.repeats == 1:
@@ -122,7 +143,7 @@ class Bench:
         images = list(enumerate(pair.lr for pair in self._pairs))
         program = place, settings.sampler.color_fix
         if program not in self._warm:
-            warm = upscaler.settings(**options | {"steps": 1}, batch_size=self._batch)
+            warm = upscaler.settings(**fewest, batch_size=self._batch)
             list(upscaler.stream(images[: self._batch], warm))
             self._warm.add(program)
         seconds = []

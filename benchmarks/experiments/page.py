@@ -72,16 +72,19 @@ def build(results: dict[str, Path], folder: str, command: str) -> str:
         for source in settings["sources"]:
             if name == "seeds":
                 where = "" if given else f", preset {source}"
-                lines += [f"Range over the seeds{where}: {_spread(content, source)}.", ""]
+                for system in dict.fromkeys(row.get("system", "") for row in content["rows"]):
+                    of = f" of {system}" if system else ""
+                    spread = _spread(content, source, system)
+                    lines += [f"Range over the seeds{of}{where}: {spread}.", ""]
             if source in content["crops"]:
                 lines += [f"![{title}, {source}]({folder}/{content['crops'][source]})", ""]
         lines += [*_table(content, bold=name != "seeds"), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _spread(content: dict[str, Any], source: str) -> str:
-    """How far the means over the images differ between rows."""
-    means = [row["mean"][source] for row in content["rows"]]
+def _spread(content: dict[str, Any], source: str, system: str) -> str:
+    """How far the means over the images differ between the rows of a system, "" the model's."""
+    means = [row["mean"][source] for row in content["rows"] if row.get("system", "") == system]
     return "; ".join(
         f"{TITLES[m]} {min(v):.{DIGITS[m]}f} to {max(v):.{DIGITS[m]}f}, deviation "
         f"{statistics.stdev(v):.{DIGITS[m] + 1}f}"
@@ -121,6 +124,9 @@ def _table(content: dict[str, Any], *, bold: bool) -> list[str]:
             seconds = row["seconds_per_image"]
             cells.append("" if seconds is None else f"{seconds:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
+    empty = [""] * (len(heads) - 2)
+    for name in content["settings"].get("absent", ()):
+        lines.append("| " + " | ".join([name, "no weights here", *empty]) + " |")
     return lines
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,15 +27,24 @@ SEEDS = 8
 STEPS = 8
 
 
-def seeds() -> Experiment:
-    """How much a result depends on its seed."""
+def seeds(systems: Mapping[str, str] = MappingProxyType({})) -> Experiment:
+    """How much a result depends on its seed.
+
+    Args:
+      systems: what has to be said of the file of each other system that has seeds, by its name.
+    """
+    text = "The published sampler, 5 steps, fidelity 0, eight seeds of the same images."
+    if systems:
+        said = "Rows with a name are other systems, each sampled as its model file says."
+        text = " ".join([text, said, *systems.values()])
     labels = tuple(f"seed {seed}" for seed in range(SEEDS))
-    return Experiment(
-        "Seed sensitivity",
-        "The published sampler, 5 steps, fidelity 0, eight seeds of the same images.",
-        tuple(Variant(label, {"seed": seed}) for seed, label in enumerate(labels)),
-        shown=labels,
-    )
+    variants = [Variant(label, {"seed": seed}) for seed, label in enumerate(labels)]
+    variants += [
+        Variant(f"{name}, {label}", {"seed": seed}, system=name)
+        for name in systems
+        for seed, label in enumerate(labels)
+    ]
+    return Experiment("Seed sensitivity", text, tuple(variants), shown=labels)
 
 
 def path() -> Experiment:

@@ -23,6 +23,7 @@ EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
         sampling.solver,
         sampling.color_fix,
         sampling.latency,
+        sampling.systems,
         process.path,
     )
 }
@@ -30,8 +31,14 @@ EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
 
 def settings_of(experiment: Experiment, common: dict[str, Any]) -> dict[str, Any]:
     """What a result depends on, in JSON form: equal settings are not run again."""
-    variants = [dataclasses.asdict(v) for v in experiment.variants]
+    # Results of the model alone do not depend on what other systems there are.
+    variants = [
+        {k: v for k, v in dataclasses.asdict(variant).items() if k != "system" or v}
+        for variant in experiment.variants
+    ]
     said = {"title": experiment.title, "text": experiment.text, "shown": experiment.shown}
+    if experiment.absent:
+        said["absent"] = experiment.absent
     return json.loads(json.dumps({**common, **said, "published": PUBLISHED, "variants": variants}))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from dossr_jax.config import SAMPLERS
+from dossr_jax.config import SAMPLERS, DoSSRConfig
+from dossr_jax.plan.efficiency import ABSENT
+from dossr_jax.systems import SYSTEMS
 from experiments.bench import Bench, Variant
 
 # Ends at the last prediction of x0, as the start from noise always does: comparable ends.
@@ -24,6 +27,7 @@ class Experiment:
       axis: name of the curves' x axis, None for none; `timed` puts seconds there.
       shown: labels of the variants whose pictures are shown.
       extra: draws another figure, (bench, path) -> its rows of numbers.
+      absent: names of systems that would be in the table if there were weights.
     """
 
     title: str
@@ -33,6 +37,7 @@ class Experiment:
     timed: bool = False
     shown: tuple[str, ...] = ()
     extra: Callable[[Bench, Path], list[dict[str, Any]]] | None = None
+    absent: tuple[str, ...] = ()
 
 
 def _series(
@@ -168,4 +173,30 @@ def latency() -> Experiment:
         + (default,),
         "seconds per image",
         timed=True,
+    )
+
+
+def systems(given: Mapping[str, str] = MappingProxyType({})) -> Experiment:
+    """Other systems on the same images.
+
+    Args:
+      given: what has to be said of the file of each system, by the system's name.
+    """
+    known = [
+        name
+        for system in SYSTEMS
+        if system.name != DoSSRConfig.system
+        for name in system.configurations
+    ]
+    variants = (
+        Variant("DoSSR, published", repeats=2),
+        Variant("DoSSR, model's default", None, repeats=2),
+        *(Variant(name, system=name, repeats=2) for name in given),
+    )
+    return Experiment(
+        "Other systems",
+        " ".join(["Each is sampled as its model file says.", *given.values()]),
+        variants,
+        shown=tuple(variant.label for variant in variants),
+        absent=tuple(name for name in (*known, *ABSENT) if name not in given),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
+import contextlib
 import platform
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from dossr_jax import files, options
 from dossr_jax.commands import command_line
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import BAD_INPUT, UserError
-from dossr_jax.evaluate import candidates, report
+from dossr_jax.evaluate import candidates, models, report
 from dossr_jax.evaluate.evaluation import Evaluation
+from dossr_jax.evaluate.page import Gallery, make_page
 from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
 from dossr_jax.evaluate.sets import Folder, ImageSet, preset_scale
+from dossr_jax.temporary import temporary
 
+_PAGE = "evaluation.html"
 _VERSIONS = ("dossr-jax", "jax", "flax", "numpy", "pillow")
 _EXAMPLES = """\
 examples:
   python -m dossr_jax.evaluate restored/ --hr HR/
   python -m dossr_jax.evaluate --lr LR/ --hr HR/ --model dossr-mini --baselines bicubic pre-restored
-  python -m dossr_jax.evaluate --hr HR/ --preset realesrgan --model m.safetensors
+  python -m dossr_jax.evaluate --hr HR/ --preset realesrgan --model a.safetensors \\
+    --model b.safetensors --output out --report html
 
 exit status: 0 all measured, 2 something could not be read, paired, restored or compared (the rest
 is measured all the same). docs/evaluation.md says what every number means.
@@ -40,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     parser = argparse.ArgumentParser(
         prog="python -m dossr_jax.evaluate",
-        description="Measure restored images, or a model and its baselines on the same images.",
+        description="Measure restored images, or models and baselines on the same images.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,7 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"on the same images: {', '.join(candidates.BASELINES)}, rrdb:FILE, rrdb:realesrgan",
+        help=f"on the same images: {', '.join(candidates.BASELINES)}, rrdb:FILE, rrdb:realesrgan; "
+        "of several models, in the first",
     )
     parser.add_argument(
         "--metrics",
@@ -82,6 +87,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save-images", action="store_true", help="keep the restored images there, too"
     )
+    parser.add_argument(
+        "--report",
+        choices=("html",),
+        help=f"also write {_PAGE} there, a page of details of the images side by side",
+    )
+    parser.add_argument(
+        "--report-images",
+        type=int,
+        default=20,
+        metavar="N",
+        help="show the first N images on the page (default: %(default)s)",
+    )
     parser.add_argument("--summary", action="store_true", help="print the means only")
     parser.add_argument(
         "--repeats",
@@ -89,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=3,
         help="timed runs of the first image for the latency, 0 for none (default: %(default)s)",
     )
-    options.add_options(parser, default_model=None)
+    options.add_options(parser, default_model=None, several=True)
     return parser
 
 
@@ -109,8 +126,8 @@ def _check(args: argparse.Namespace) -> None:
     restores = args.model is not None or bool(args.baselines)
     needs_model = [name for name in args.baselines if name != "bicubic"]
     candidates.check_baselines(args.baselines)
-    if args.border < 0 or args.repeats < 0:
-        raise UserError("--border and --repeats are 0 or more")
+    if min(args.border, args.repeats, args.report_images) < 0:
+        raise UserError("--border, --repeats and --report-images are 0 or more")
     if not args.restored and not restores:
         raise UserError(
             "nothing to evaluate; name folders of restored images, --model, --baselines"
@@ -129,6 +146,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
     if args.save_images and args.output is None:
         raise UserError("--save-images keeps them in --output; give it")
+    if args.report is not None and args.output is None:
+        raise UserError("--report is written to --output; give it")
 
 
 def _metrics(args: argparse.Namespace) -> list[str]:
@@ -143,14 +162,13 @@ def _metrics(args: argparse.Namespace) -> list[str]:
     return names
 
 
-def _candidates(args: argparse.Namespace) -> list[candidates.Candidate]:
-    fields = options.picture_fields(args)
-    load = functools.cache(functools.partial(options.load, args))
-    names = dict.fromkeys(args.baselines)
-    found = [candidates.make_baseline(name, fields, load) for name in names]
-    if args.model is not None:
-        found.append(candidates.make_model(load(), fields, Path(args.model).stem))
-    return found
+def _named(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Names of the folders' rows, and models by the names of theirs: no two are equal."""
+    baselines, given = set(args.baselines), args.model or []
+    names = [path.name for path in args.restored] + [Path(model).stem for model in given]
+    names = models.unique(names, baselines)
+    rows = names[: len(args.restored)]
+    return rows, dict(zip(names[len(rows) :], given, strict=True))
 
 
 def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -159,13 +177,71 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.output is not None:
         files.check_folder(args.output)
     images = ImageSet(args.lr, args.hr, preset=args.preset, seed=args.degradation_seed)
-    folders = [Folder.open(path).paired_with(images.hr) for path in args.restored]
-    found = _candidates(args)
-    problems = images.problems + [p for folder in folders for p in folder.problems]
+    opened = [Folder.open(path).paired_with(images.hr) for path in args.restored]
+    rows, given = _named(args)
+    folders = dict(zip(rows, opened, strict=True))
+    models.check(args, given)
+    problems = images.problems + [p for folder in opened for p in folder.problems]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
+    evaluation = Evaluation(
+        images=images,
+        metrics=metrics,
+        border=args.border,
+        repeats=args.repeats,
+        save=args.output if args.save_images else None,
+    )
+    with contextlib.ExitStack() as stack:
+        if args.report is not None:
+            names = sorted({*images.names, *(name for f in opened for name in f.files)})
+            place = temporary(Path(tempfile.gettempdir(), "evaluation"), folder=True)
+            evaluation.gallery = Gallery(stack.enter_context(place), names[: args.report_images])
+        results = _measure(args, evaluation, folders, given)
+        notes = _notes(evaluation)
+        conventions = {name: convention(name, border=args.border) for name in metrics}
+        if not any(result.scores for result in results):
+            raise UserError("nothing could be measured; see the errors above")
+        print(report.mean_table(results, metrics) + "\n")
+        said = [f"{name}: {text}" for name, text in conventions.items()]
+        said += [*_about_costs(results), *notes]
+        print("\n".join(said))
+        if args.output is not None:
+            about: dict[str, Any] = {
+                "command": arguments,
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: metadata.version(name) for name in _VERSIONS},
+                },
+                "device": str(jax.local_devices()[0].device_kind),
+                "degradation": {"preset": args.preset, "seed": args.degradation_seed},
+                "failures": problems + evaluation.failures,
+                "notes": notes,
+            }
+            content = {
+                "evaluation.json": report.as_json(results, conventions, about).encode(),
+                "evaluation.csv": report.as_csv(results, metrics).encode(),
+            }
+            if evaluation.gallery is not None:
+                content[_PAGE] = make_page(results, metrics, evaluation.gallery, images, said)
+            for name, data in content.items():
+                files.write_file(args.output / name, data)
+            print(f"written: {', '.join(str(args.output / name) for name in content)}")
+    if problems or evaluation.failures:
+        count = len(problems) + len(evaluation.failures)
+        print(f"{count} could not be paired or measured; see the errors above")
+        return BAD_INPUT
+    return 0
 
-    total = sum(len(f.files) for f in folders) + len(found) * len(images.names)
+
+def _measure(
+    args: argparse.Namespace,
+    evaluation: Evaluation,
+    folders: Mapping[str, Folder],
+    given: Mapping[str, str],
+) -> list[report.Result]:
+    """Score folders, baselines and models by name, in this order; print as it goes."""
+    ways = len(set(args.baselines)) + len(given)
+    total = sum(len(f.files) for f in folders.values()) + ways * len(evaluation.images.names)
     results = []
     with tqdm(total=total, unit="image", dynamic_ncols=True) as bar:
 
@@ -174,51 +250,24 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
                 bar.write(f"error: {problem}", file=sys.stderr)
             bar.update()
 
-        evaluation = Evaluation(
-            images=images,
-            metrics=metrics,
-            border=args.border,
-            advance=advance,
-            repeats=args.repeats,
-            save=args.output if args.save_images else None,
-        )
-        for result in itertools.chain(
-            map(evaluation.folder, folders), map(evaluation.candidate, found)
-        ):
+        def add(result: report.Result) -> None:
             results.append(result)
             if not args.summary:
-                bar.write(report.image_table(result, metrics) + "\n")
+                bar.write(report.image_table(result, evaluation.metrics) + "\n")
 
-    notes = _notes(evaluation)
-    conventions = {name: convention(name, border=args.border) for name in metrics}
-    if not any(result.scores for result in results):
-        raise UserError("nothing could be measured; see the errors above")
-    print(report.mean_table(results, metrics) + "\n")
-    for name, text in conventions.items():
-        print(f"{name}: {text}")
-    for text in (*_about_costs(results), *notes):
-        print(text)
-    if args.output is not None:
-        about: dict[str, Any] = {
-            "command": arguments,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in _VERSIONS},
-            },
-            "device": str(jax.local_devices()[0].device_kind),
-            "degradation": {"preset": args.preset, "seed": args.degradation_seed},
-            "failures": problems + evaluation.failures,
-            "notes": notes,
-        }
-        paths = args.output / "evaluation.json", args.output / "evaluation.csv"
-        files.write_file(paths[0], report.as_json(results, conventions, about).encode())
-        files.write_file(paths[1], report.as_csv(results, metrics).encode())
-        print(f"written: {paths[0]}, {paths[1]}")
-    if problems or evaluation.failures:
-        count = len(problems) + len(evaluation.failures)
-        print(f"{count} could not be paired or measured; see the errors above")
-        return BAD_INPUT
-    return 0
+        evaluation.advance = advance
+        for row, folder in folders.items():
+            add(evaluation.folder(folder, row))
+        for group in models.make_candidates(args, given):
+            try:
+                # No variable holds a candidate, and with it a model.
+                for result in map(evaluation.candidate, group):
+                    add(result)
+            except UserError as error:  # of a model's file
+                if not results:
+                    raise
+                evaluation.fail(str(error))
+    return results
 
 
 def _notes(evaluation: Evaluation) -> list[str]:

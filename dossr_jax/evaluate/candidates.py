@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dossr_jax.config import LatentConfig
+from dossr_jax.config import LatentConfig, ModelConfig
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate import bicubic
 from dossr_jax.image import pad_to, pixels_to_levels
 from dossr_jax.pipeline import Settings, Upscaler
 from dossr_jax.pipeline.buckets import round_up
-from dossr_jax.systems import System
+from dossr_jax.pipeline.settings import check_settings, make_settings
+from dossr_jax.systems import System, system_of
 
 _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
 BASELINES = (
@@ -65,33 +66,78 @@ def make_model(
 
     counts = upscaler.parameters
     system = upscaler.system
-    used = counts.keys() - {"text"} if settings.diffuse else {system.pre_restorer}
-    # Guidance evaluates the network twice per step.
-    evaluations = settings.sampler.steps * (2 if system.guided(settings) else 1)
+    alone = None if settings.diffuse else system.pre_restorer
+    used = counts.keys() - {"text"} if alone is None else {alone}
     return Candidate(
         name,
         description or _describe(system, settings),
         restore,
         parameters=sum(counts[network] for network in used),
-        evaluations=evaluations if settings.diffuse and system.samples else 0,
+        evaluations=system.evaluations(settings),
     )
 
 
 def _describe(system: System, settings: Settings) -> str:
+    """A system and what it reads of the settings, in a line."""
     if not system.samples:
         return f"{system.title}, one pass"
     if not settings.diffuse:
         return "the pre-restorer alone"
     sampler = settings.sampler
-    words = [
-        f"{sampler.steps} steps of {sampler.solver}, order {sampler.order}, grid {sampler.grid}",
-        f"start {sampler.start}",
-        "final denoising" if sampler.final_denoise else "no final denoising",
-        f"fidelity {sampler.fidelity:g}, cfg {settings.sampler.cfg_scale:g}, "
-        f"strength {settings.strength:g}",
-        f"colour fix {sampler.color_fix}, seed {settings.seed}",
-    ]
-    return ", ".join(words)
+    words = {
+        "steps": f"{sampler.steps} steps of {sampler.solver}",
+        "order": f"order {sampler.order}",
+        "grid": f"grid {sampler.grid}",
+        "start": f"start {sampler.start}",
+        "final_denoise": "final denoising" if sampler.final_denoise else "no final denoising",
+        "fidelity": f"fidelity {sampler.fidelity:g}",
+        "cfg_scale": f"cfg {sampler.cfg_scale:g}",
+        "strength": f"strength {settings.strength:g}",
+        "pixel_scale": f"pixel scale {settings.pixel_scale:g}",
+        "semantic_scale": f"semantic scale {settings.semantic_scale:g}",
+        "color_fix": f"colour fix {sampler.color_fix}",
+        "seed": f"seed {settings.seed}",
+    }
+    return f"{system.title}: " + ", ".join(
+        w for name, w in words.items() if name in system.settings
+    )
+
+
+def check_model(
+    config: ModelConfig,
+    fields: Mapping[str, Any],
+    *,
+    baselines: Iterable[str] = (),
+    preprocessor: str | None = None,
+) -> None:
+    """Refuse what a model does not read or have, before its weights are read.
+
+    Args:
+      fields: settings that are asked for.
+      baselines: those that run in the model. preprocessor: another pre-restorer for it.
+
+    Raises:
+      UserError: in one line, what to leave out.
+    """
+    system = system_of(config)
+    lacking = f"{system.title} has no pre-restorer; leave it out"
+    if preprocessor is not None and system.pre_restorer is None:
+        raise UserError(f"--preprocessor {preprocessor}: {lacking}")
+    make_settings(system.sampler(config), **fields)
+    check_settings(system, fields)
+    for name in baselines:
+        if name == "autoencoder" and not isinstance(config, LatentConfig):
+            raise UserError(f"baseline {name}: {system.title} has no VAE; leave it out")
+        if _is_pre_restorer(name) and system.pre_restorer is None:
+            raise UserError(f"baseline {name}: {lacking}")
+        if name.startswith(tuple(_FROM_NOISE)) and "start" not in system.settings:
+            raise UserError(
+                f"baseline {name}: {system.title} cannot be made to start from noise; leave it out"
+            )
+
+
+def _is_pre_restorer(baseline: str) -> bool:
+    return baseline == "pre-restored" or baseline.startswith(_RRDB_PREFIX)
 
 
 def check_baselines(names: Iterable[str]) -> None:
@@ -146,16 +192,11 @@ def _make_bicubic(scale: float) -> Candidate:
 
 
 def _make_autoencoder(upscaler: Upscaler) -> Candidate:
-    """The ground truth through a model's autoencoder: what its latents can carry at best.
-
-    Raises:
-      UserError: the model's system has no VAE.
-    """
-    if not isinstance(upscaler.config, LatentConfig):
-        raise UserError(f"baseline autoencoder: {upscaler.system.title} has no VAE; leave it out")
+    """The ground truth through a model's autoencoder: what its latents can carry at best."""
 
     def restore(images: Iterable[Named]) -> Iterator[Outcome]:
         """Restore whole images, padded to what the networks need."""
+        assert isinstance(upscaler.config, LatentConfig)
         model = nnx.split(upscaler.model)
         unit = upscaler.config.vae.downscale
         for name, image in images:

@@ -14,6 +14,7 @@ import numpy as np
 from dossr_jax import image_io
 from dossr_jax.errors import UserError
 from dossr_jax.evaluate.candidates import Candidate, Named
+from dossr_jax.evaluate.page import Gallery
 from dossr_jax.evaluate.report import Cost, Result
 from dossr_jax.evaluate.scores import Undefined, score, sides
 from dossr_jax.evaluate.sets import Folder, ImageSet, is_grey
@@ -28,6 +29,7 @@ class Evaluation:
       advance: called after every image, with what went wrong or None.
       repeats: timed runs of one image for the latency; 0 measures none.
       save: folder for the restored images, a subfolder for each way to restore; None keeps none.
+      gallery: gets all restored images, for a page; None where there is none.
       failures: images that could not be read, restored or compared, a line each.
       gaps: metric -> images for which it is not defined.
       mixed: images that are grey on one side and have colour on the other.
@@ -36,15 +38,16 @@ class Evaluation:
     images: ImageSet
     metrics: Sequence[str]
     border: int
-    advance: Callable[[str | None], None]
     repeats: int
     save: Path | None
+    advance: Callable[[str | None], object] = lambda problem: None
+    gallery: Gallery | None = None
     failures: list[str] = dataclasses.field(default_factory=list)
     gaps: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     mixed: set[str] = dataclasses.field(default_factory=set)
 
-    def folder(self, folder: Folder) -> Result:
-        """Score images on the disk."""
+    def folder(self, folder: Folder, row: str) -> Result:
+        """Score images on the disk; `row` is the folder's name in the report."""
         scores: dict[str, dict[str, float]] = {}
         for name, path in sorted(folder.files.items()):
             try:
@@ -52,11 +55,12 @@ class Evaluation:
                 if reference is not None and is_grey(image) != is_grey(reference):
                     self.mixed.add(name)
                 scores[name] = self._score(name, image, reference)
+                self._show(row, name, image)
             except UserError as error:
                 self._fail(path, error)
             else:
                 self.advance(None)
-        return Result(folder.path.name, str(folder.path), scores, None)
+        return Result(row, str(folder.path), scores, None)
 
     def candidate(self, candidate: Candidate) -> Result:
         """Restore all images and score them."""
@@ -85,6 +89,7 @@ class Evaluation:
                     place = self.save / candidate.name.replace("/", "_").replace(":", "-")
                     image_io.write_image(place / f"{name}.png", restored)
                 scores[name] = self._score(name, restored, self.images.reference(name))
+                self._show(candidate.name, name, restored)
             except UserError as error:
                 self._fail(name, error, prefix)
             else:
@@ -116,10 +121,17 @@ class Evaluation:
                 self.gaps.setdefault(metric, set()).add(name)
         return values
 
+    def _show(self, row: str, name: str, image: np.ndarray) -> None:
+        if self.gallery is not None:
+            self.gallery.add(row, name, image)
+
     def _fail(self, image: object, error: UserError, prefix: str = "") -> None:
         """List an error, in a line that names its image once."""
         named = str(error).startswith(str(image))
-        problem = prefix + (str(error) if named else f"{image}: {error}")
+        self.fail(prefix + (str(error) if named else f"{image}: {error}"))
+
+    def fail(self, problem: str) -> None:
+        """List what went wrong."""
         self.failures.append(problem)
         self.advance(problem)
 

@@ -53,12 +53,17 @@ class Result:
 def image_table(result: Result, metrics: Sequence[str]) -> str:
     """One line per image, the means below."""
     lines = [*result.scores.items(), ("mean", result.means)]
-    rows = [[name, *(_number(scores.get(m)) for m in metrics)] for name, scores in lines]
+    rows = [[name, *(number(scores.get(m)) for m in metrics)] for name, scores in lines]
     return f"{result.name}: {result.description}\n" + _align([["image", *metrics], *rows])
 
 
 def mean_table(results: Sequence[Result], metrics: Sequence[str]) -> str:
     """A line for every way to restore: means, and costs where there are any."""
+    return _align(mean_rows(results, metrics))
+
+
+def mean_rows(results: Sequence[Result], metrics: Sequence[str]) -> list[list[str]]:
+    """The cells of :func:`mean_table`, the head first."""
     costs = any(result.cost for result in results)
     head = ["", "images", *metrics]
     if costs:
@@ -66,19 +71,19 @@ def mean_table(results: Sequence[Result], metrics: Sequence[str]) -> str:
     rows = []
     for result in results:
         means = result.means
-        row = [result.name, str(len(result.scores)), *(_number(means.get(m)) for m in metrics)]
+        row = [result.name, str(len(result.scores)), *(number(means.get(m)) for m in metrics)]
         if costs and result.cost:
             memory = result.cost.memory
             row += [
                 f"{result.cost.parameters / 1e6:.2f} M",
                 str(result.cost.evaluations),
-                _number(result.cost.latency),
+                number(result.cost.latency),
                 "-" if memory is None else f"{memory / 1e6:.0f}",
             ]
         elif costs:
             row += ["-"] * 4
         rows.append(row)
-    return _align([head, *rows])
+    return [head, *rows]
 
 
 def as_json(
@@ -121,7 +126,8 @@ def _plain(value: float | None) -> float | str | None:
     return str(value) if value is not None and not math.isfinite(value) else value
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A value as tables show it."""
     return "-" if value is None else f"{value:.4f}"
 
 

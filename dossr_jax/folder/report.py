@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from dossr_jax import files
+from dossr_jax import files, pages
 from dossr_jax.errors import UserError
 from dossr_jax.files import Photo, color
 from dossr_jax.folder.manifest import Manifest, Parameters, Record
@@ -20,38 +14,15 @@ from dossr_jax.folder.planning import Task
 # Results that are shown: a page of this many has about 5 MB.
 MOST_PICTURES = 50
 _DETAIL = 480  # pixels of the result
+_QUALITY = 80
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }}
-.failed {{ color: #b00020; }}
-.pair {{ position: relative; display: inline-block; --x: 50%; max-width: 100%; }}
-.pair img {{ display: block; max-width: 100%; height: auto; }}
-.pair .before {{ position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--x)) 0 0); }}
-.pair input {{ display: block; width: 100%; margin: 0; }}
-figure {{ display: inline-block; margin: 0 1em 1em 0; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{parameters}</p>
-<p>{summary}</p>
-{figures}
-<table>
-<tr><th>input</th><th>result</th><th>size</th><th>seconds</th><th>notes</th></tr>
-{rows}
-</table>
-</body>
-</html>
-"""
+_STYLE = """\
+.failed { color: #b00020; }
+.pair { position: relative; display: inline-block; --x: 50%; max-width: 100%; }
+.pair img { display: block; max-width: 100%; height: auto; }
+.pair .before { position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--x)) 0 0); }
+.pair input { display: block; width: 100%; margin: 0; }"""
+_HEAD = ("input", "result", "size", "seconds", "notes")
 _FIGURE = """\
 <figure><div class="pair">
 <img src="{after}" width="{width}" height="{height}" alt="after">
@@ -82,18 +53,10 @@ def write_report(
     summary = f"{restored} of {len(tasks)} restored"
     if restored > len(figures):
         summary += f"; details of {len(figures)} of them are shown (left: the input)"
-    page = _PAGE.format(
-        title=_text(f"Restored photos in {manifest.folder}"),
-        parameters=_text(parameters.text()),
-        summary=_text(summary),
-        figures="\n".join(figures),
-        rows="\n".join(rows),
-    )
-    files.write_file(path, page.encode("utf-8", errors="backslashreplace"))
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
+    body = [f"<p>{pages.text(parameters.text())}</p>", f"<p>{pages.text(summary)}</p>"]
+    body += [*figures, pages.table(_HEAD, rows)]
+    title = f"Restored photos in {manifest.folder}"
+    files.write_file(path, pages.make_page(title, "\n".join(body), style=_STYLE))
 
 
 def _row(task: Task, record: Record | None) -> str:
@@ -105,8 +68,7 @@ def _row(task: Task, record: Record | None) -> str:
     else:
         sides = f"{record.width}x{record.height}"
         cells = [task.target, sides, f"{record.seconds:.1f}", "; ".join(record.notes)]
-    inner = "".join(f"<td>{_text(cell)}</td>" for cell in [task.input.path, *cells])
-    return f"<tr class={'failed' if failed else 'restored'}>{inner}</tr>"
+    return pages.row([task.input.path, *cells], kind="failed" if failed else "restored")
 
 
 def _figure(task: Task, output: Path) -> list[str]:
@@ -122,7 +84,7 @@ def _figure(task: Task, output: Path) -> list[str]:
             height=height,
             after=_detail(after, width / after.width, height / after.height),
             before=_detail(before, width / after.width, height / after.height),
-            name=_text(task.input.path),
+            name=pages.text(task.input.path),
         )
     ]
 
@@ -133,10 +95,4 @@ def _detail(photo: Photo, width: float, height: float) -> str:
     rows, columns = max(1, round(height * photo.height)), max(1, round(width * photo.width))
     top, left = (photo.height - rows) // 2, (photo.width - columns) // 2
     detail = pixels[top : top + rows, left : left + columns]
-    # A grey profile does not fit the colours that WebP has.
-    profile = photo.profile if detail.shape[2] == 3 else None
-    encoded = io.BytesIO()
-    Image.fromarray(np.broadcast_to(detail, (*detail.shape[:2], 3)).copy()).save(
-        encoded, format="WEBP", quality=80, icc_profile=profile
-    )
-    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+    return pages.picture(detail, quality=_QUALITY, profile=photo.profile)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dossr_jax import image_io, prompts
-from dossr_jax.config import MAX_STEPS, LatentConfig, SamplerConfig
+from dossr_jax.config import MAX_STEPS, LatentConfig
 from dossr_jax.convert.reading import load, replace_pre_restorer
 from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
@@ -191,8 +191,7 @@ class Upscaler:
           ConfigError: an unknown field, a value that it cannot have, or a field that the model's
             system does not read.
         """
-        stored = self.config.sampler if self.system.samples else SamplerConfig(color_fix="none")
-        settings = make_settings(stored, **fields)
+        settings = make_settings(self.system.sampler(self.config), **fields)
         check_settings(self.system, fields)
         return settings
 

@@ -2,7 +2,7 @@
 
 `chips` knows the accelerators, `programs` builds the training step and the restore program with
 shapes in place of arrays, `hlo` reads what XLA made of them, `report` and `text` say what that
-means, `search` does so at several batches.
+means, `search` does so at several batches. `efficiency` says what an image costs in each system.
 `python -m dossr_jax.plan --help`.
 """
 

@@ -1,10 +1,13 @@
 """Say whether a job fits a slice of accelerators, before it is booked.
 
     python -m dossr_jax.plan --config sd21_dossr_v5e256 --topology v5e:16x16
+    python -m dossr_jax.plan --systems --size 512
 
 Compiles the training step and the restoring program for devices that are not there and prints,
 for one of them, memory, operations, traffic and the least time of a run. Status 0: it fits;
 1: it does not, with a remedy; 2: bad input. Needs a CPU and, for TPUs, the extra [plan].
+
+With --systems it compiles nothing, and prints for every system what restoring an image costs.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ import jax
 from dossr_jax import files
 from dossr_jax.commands import command_line
 from dossr_jax.config import TrainConfig
+from dossr_jax.errors import UserError
+from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE
 from dossr_jax.plan import text
 from dossr_jax.plan.chips import Slice, open_slice
+from dossr_jax.plan.efficiency import ABSENT, HEAD, measure_systems
 from dossr_jax.plan.programs import restore_program, sample_flops, train_program
 from dossr_jax.plan.report import Report, plan, versions
 from dossr_jax.plan.search import Job, largest_fit, plan_apart, try_batches
@@ -37,8 +43,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="name of a configuration in configs/")
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., cpu")
+    parser.add_argument("--config", help="name of a configuration in configs/")
+    parser.add_argument("--topology", help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., cpu")
+    parser.add_argument(
+        "--systems",
+        action="store_true",
+        help="compare parameters and operations of all systems; with --size and --json alone",
+    )
     parser.add_argument("--what", choices=("train", "restore", "both"), default="both")
     parser.add_argument(
         "--batch",
@@ -128,11 +139,32 @@ def _run(
     return record
 
 
+def compare_systems(args: argparse.Namespace) -> int:
+    """Print a row for every published model, and write them all; returns the exit status."""
+    if any((args.config, args.topology, args.batch, args.set, args.search, args.full_effort)):
+        raise UserError("--systems compares published models; give it with --size and --json alone")
+    size = DEFAULT_TILE if args.size is None else args.size
+    rows, measured = [], measure_systems(size)
+    print(f"one image, {size // UPSCALE} -> {size} px, weights in bfloat16\n{HEAD}", flush=True)
+    for row in measured:
+        print(row.line, flush=True)
+        rows.append(dataclasses.asdict(row))
+    for name in ABSENT:
+        print(f"{name:20}no configuration here")
+    if args.json:
+        _write(args.json, {"versions": versions(), "systems": rows, "absent": ABSENT})
+    return 0
+
+
 @command_line("stopped; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     args = parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # what is planned for is not looked for here
+    if args.systems:
+        return compare_systems(args)
+    if args.config is None or args.topology is None:
+        raise UserError("nothing to plan; give --config and --topology, or --systems")
     changes = list(args.set)
     changes += [f"data.crop={args.size}"] if args.size is not None else []
     changes += [f"data.batch={args.batch}"] if args.batch is not None else []

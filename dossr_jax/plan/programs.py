@@ -6,24 +6,24 @@ Both are the functions that train.py and infer.py call; only their arguments are
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dossr_jax import parallel, systems
-from dossr_jax.config import MAX_STEPS, DoSSRConfig, TrainConfig
-from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import cast, make_table, pad_table
+from dossr_jax.config import MAX_STEPS, LatentConfig, ModelConfig, TrainConfig
+from dossr_jax.diffusion.solver import cast, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.method import Controls, KeyNoise
-from dossr_jax.models.dossr import DoSSR
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.pipeline import DEFAULT_TILE, DTYPES
+from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, make_settings
 from dossr_jax.restore import Layout, restore
 from dossr_jax.training.state import abstract_run
 from dossr_jax.training.step import make_train_step
@@ -100,36 +100,32 @@ def count_flops(traced: Any, platform: str) -> float:
 
 
 def restore_program(
-    model: DoSSRConfig, devices: Sequence[Any], images: int, *, size: int, dtype: str
+    config: ModelConfig, devices: Sequence[Any], images: int, *, size: int, dtype: str
 ) -> Program:
     """Restoring `images` images to `size` x `size` pixels, shared by these devices.
 
-    Weights are whole on every device, as dossr_jax.pipeline lays them out.
+    The model may be of any system; it is sampled as its configuration says. Weights are whole on
+    every device, as dossr_jax.pipeline lays them out.
 
     Raises:
       UserError: the images do not divide among the devices, or need tiles.
     """
-    unit, align = model.vae.downscale, model.unet.downscale
-    if not 0 < size <= DEFAULT_TILE or size % (unit * align):
-        raise UserError(
-            f"restoring to {size} pixels: give a multiple of {unit * align} up to {DEFAULT_TILE}, "
-            "the side of a tile; larger images run in batches of tiles"
-        )
+    check_size(config, size)
     if images % len(devices):
         raise UserError(
             f"{images} images do not divide among {len(devices)} devices; choose a multiple"
         )
+    system = systems.system_of(config)
     mesh = Mesh(np.array(devices), ("data",))
-    abstract = systems.abstract_model(model, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
+    abstract = systems.abstract_model(config, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
     graphdef, state = nnx.split(abstract)
-    table = pad_table(make_table(make_schedule(model.process), model.sampler), MAX_STEPS)
-    controls = Controls(
-        context=abstract.context.get_value(),
-        negative_context=abstract.negative_context.get_value(),
-        **dict.fromkeys(("cfg_scale", "strength", "fidelity"), np.float32(0)),
-    )
-    settings = np.zeros((0, 3), np.int32), np.int32(0), cast(table, np.float32), controls
-    state, settings = _placed((state, settings), parallel.replicated(mesh))
+    settings = make_settings(system.sampler(config))
+    table, controls = None, None
+    if system.table is not None:
+        table = pad_table(system.table(config, settings.sampler), MAX_STEPS)
+        table, controls = cast(table, np.float32), _controls(abstract)
+    arguments = np.zeros((0, 3), np.int32), np.int32(0), table, controls
+    state, arguments = _placed((state, arguments), parallel.replicated(mesh))
     side = size // UPSCALE
     batch = (
         jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
@@ -138,35 +134,77 @@ def restore_program(
     )
     batch = _placed(batch, NamedSharding(mesh, PartitionSpec("data")))
 
+    @functools.cache
     def trace() -> Any:
-        layout = Layout(tile_batch=images, color_fix=model.sampler.color_fix, unit=unit)
+        layout = Layout(
+            tile_batch=images,
+            color_fix=settings.sampler.color_fix,
+            guided=system.guided(settings),
+            unit=system.geometry(config).unit,
+        )
         lr, sizes, noise = batch
-        tiles, count, table, controls = settings
+        tiles, count, table, controls = arguments
         return restore.trace(
             graphdef, layout, state, lr, sizes, tiles, count, noise, table, controls
         )
 
+    def trace_step() -> Any:
+        if len(devices) == 1:
+            return _trace_step(trace())
+        share = images // len(devices)
+        alone = restore_program(config, devices[:1], share, size=size, dtype=dtype)
+        return _trace_step(alone.trace())
+
     return Program(
         trace=trace,
-        arguments={"frozen": state, "batch": batch, "settings": settings},
+        arguments={"frozen": state, "batch": batch, "settings": arguments},
         samples=images,
-        repeats=model.sampler.steps,
-        body=lambda: _trace_evaluation(abstract, images // len(devices), size // unit),
+        repeats=settings.sampler.steps if system.samples else 1,
+        body=trace_step if system.samples else None,
     )
 
 
-def _trace_evaluation(model: DoSSR, images: int, side: int) -> Any:
-    """One evaluation of the networks inside the solver, traced on its own."""
-    graphdef, state = nnx.split(model)
-    x = jax.ShapeDtypeStruct((images, side, side, model.config.vae.z_channels), jnp.float32)
-    t = jax.ShapeDtypeStruct((images,), jnp.float32)
-    context = jax.ShapeDtypeStruct((images, *model.context.shape), model.context.dtype)
+def check_size(config: ModelConfig, size: int) -> None:
+    """Refuse a side of restored images that a model does not restore whole, without padding.
 
-    @jax.jit
-    def evaluate(state: nnx.State, x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).predict_noise(x, t, context, x)
+    Raises:
+      UserError: naming the sides that it does.
+    """
+    unit, align = systems.system_of(config).geometry(config)
+    if not 0 < size <= DEFAULT_TILE or size % (unit * align):
+        raise UserError(
+            f"restoring to {size} pixels: give a multiple of {unit * align} up to {DEFAULT_TILE}, "
+            "the side of a tile; larger images run in batches of tiles"
+        )
 
-    return evaluate.trace(state, x, t, context)
+
+def _controls(model: Any) -> Controls:
+    """Shapes of what steers a model's sampling, as dossr_jax.pipeline makes it."""
+    controls = jax.tree.map(np.float32, Controls())
+    if not isinstance(model.config, LatentConfig):
+        return controls
+    return dataclasses.replace(
+        controls,
+        context=model.context.get_value(),
+        negative_context=model.negative_context.get_value(),
+    )
+
+
+def _trace_step(traced: Any) -> Any:
+    """A step of the solver in a traced restoration, traced on its own."""
+    (step,) = _loops(traced.jaxpr.jaxpr, MAX_STEPS)
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in step.in_avals]
+    return jax.jit(jaxpr_as_fun(step)).trace(*arguments)
+
+
+def _loops(jaxpr: Any, length: int) -> Iterator[Any]:
+    """Bodies of the outermost loops of a length."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == length:
+            yield equation.params["jaxpr"]
+            continue
+        for inner in jaxprs_in_params(equation.params):
+            yield from _loops(inner, length)
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:

@@ -118,7 +118,7 @@ def make_model(config: ModelConfig, seed: int, *, zero_output: bool) -> Any:
     branches start at zero, and with `zero_output` the UNet's output too, so that the first steps
     are gentle; behind a zero output, however, a ControlNet alone would never learn.
     """
-    model = systems.system_of(config).module(config, rngs=nnx.Rngs(seed))
+    model: Any = systems.system_of(config).module(config, rngs=nnx.Rngs(seed))
     for name, param in weights.names_and_params(model):
         residual = name.endswith((".conv2.kernel", ".proj_out.kernel"))
         output = zero_output and name == "unet.conv_out.kernel"

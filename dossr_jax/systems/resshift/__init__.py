@@ -66,7 +66,7 @@ def predict(model: ResShift, x: Array, t: Array, sigma: Array, lq: Array) -> Arr
 def restore(model: ResShift, lr: Array, run: Run) -> method.Restoration:
     """As published, but for the shape of tiles; without a colour fix unless one is asked for."""
     z = model.config.vq.z_channels
-    shape = (*lr.shape[1:3], z)
+    shape = lr.shape[1], lr.shape[2], z
     enlarged, condition = encode_lr(model, lr, apply=run.apply)
     assert run.noise is not None and run.table is not None
 
