@@ -19,6 +19,8 @@ from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 from dossr_jax.training.stages import adversarial
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # What the generator of each stage is made of.
 GENERATORS = {
     "adversarial": ("control.", "unet.up."),

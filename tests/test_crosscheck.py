@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from dossr_jax import method, restore, systems, weights
 from dossr_jax.crosscheck import main, report
-from dossr_jax.crosscheck.entries import HOST, RESTORE, Entry, find_entries
-from dossr_jax.crosscheck.folder import Archive, open_folder
-from dossr_jax.crosscheck.networks import Runner, _quarter
+from dossr_jax.crosscheck.dossr.entries import KINDS, find_entries
+from dossr_jax.crosscheck.dossr.networks import Runner, _quarter
+from dossr_jax.crosscheck.entries import HOST, RESTORE, Entry
+from dossr_jax.crosscheck.folder import Archive
+from dossr_jax.crosscheck.suites import open_folder
 from dossr_jax.weights import lazy
 
 
@@ -83,6 +84,7 @@ DAMAGES = {
     "short arrays": (lambda f: truncate(f / "golden.npz"), "golden.npz"),
     "empty arrays": (lambda f: (f / "golden.npz").write_bytes(b""), "golden.npz"),
     "no mapping": (lambda f: (f / "config.yaml").write_text("- 1\n"), "config.yaml"),
+    "no system": (lambda f: (f / "config.yaml").write_text("seed: 1\n"), "config.yaml"),
     "other config": (
         lambda f: (f / "config.yaml").write_text(
             (f / "config.yaml").read_text().replace("model_channels: 32", "model_channels: 64")
@@ -128,7 +130,7 @@ def entry(name, kind="network"):
     return Entry(name, "network", kind, re.match("", ""))
 
 
-OWN = report.own_errors([entry("a"), entry("b")], ARRAYS)
+TOLERANCES = report.Tolerances(KINDS, report.own_errors([entry("a"), entry("b")], ARRAYS))
 
 
 @pytest.mark.parametrize(
@@ -150,20 +152,22 @@ OWN = report.own_errors([entry("a"), entry("b")], ARRAYS)
     ],
 )
 def test_verdicts(name, dtype, ours, passed):
-    row = report.compare(entry(name), dtype, np.array(ours), ARRAYS, OWN)
+    row = report.compare(entry(name), dtype, np.array(ours), ARRAYS, TOLERANCES)
     assert row.passed == passed
     assert ("FAIL" in report.format_table([row])) != passed
+    assert (row.note == "1 of 2 differ") == (name == "n" and not passed)
     assert ("FAILED" in report.summarise([row], dtype)) != passed
     json.dumps(report.as_json([row]), allow_nan=False)
 
 
 def test_a_tolerance_comes_from_all_that_an_entry_depends_on():
     own = {"pre": 1e-6, "decoding": 6e-5, "network": 1e-9}
-    assert report.float32_tolerance("pre", own) == 4e-6
-    assert report.float32_tolerance("fix", own) == 4 * 6e-5  # stored in float32 alone
-    assert report.float32_tolerance("network", own) == report.FLOAT32_FLOOR
-    assert report.float32_tolerance("image", {"network": 1.0}) == report.FLOAT32_CEILING
-    assert report.float32_tolerance("fix", {}) == 4 * report.KINDS["fix"].assumed
+    tolerances = report.Tolerances(KINDS, own)
+    assert tolerances.float32("pre") == 4e-6
+    assert tolerances.float32("fix") == 4 * 6e-5  # stored in float32 alone
+    assert tolerances.float32("network") == report.FLOAT32_FLOOR
+    assert tolerances._replace(own={"network": 1.0}).float32("image") == report.FLOAT32_CEILING
+    assert tolerances._replace(own={}).float32("fix") == 4 * KINDS["fix"].assumed
 
 
 @pytest.mark.slow
@@ -171,15 +175,16 @@ def test_a_tolerance_comes_from_all_that_an_entry_depends_on():
 def test_a_fault_of_the_restore_program_alone_is_found(golden_dir, capsys, monkeypatch, fault):
     """Whatever the networks do: what users run is what is compared."""
 
+    sound = method.restore_images
+
     def faulty(*args, controls, noise, **options):
         if fault == "fidelity":
             controls = dataclasses.replace(controls, fidelity=0.5)
         else:
             noise = noise._replace(posterior=noise.start)
-        return method.restore_images(*args, controls=controls, noise=noise, **options)
+        return sound(*args, controls=controls, noise=noise, **options)
 
-    stand_in = types.SimpleNamespace(whole=method.whole, restore_images=faulty)
-    monkeypatch.setattr(restore, "method", stand_in)
+    monkeypatch.setattr(method, "restore_images", faulty)
     restore.restore.clear_cache()
     only = ["--dtype", "float32", "--only", "^restore:stage_decoded$"]
     assert main([str(golden_dir), *only]) == 1
@@ -193,7 +198,7 @@ def test_names_never_seen_before():
     names = {
         "tall_samp_o2_s7_cfg1.5_adain_img": {"prefix": "tall_", "cfg": "1.5", "fix": "adain"},
         "samp_o1_s12_cfg1p5_x": {"order": "1", "steps": "12", "cfg": "1p5", "what": "x"},
-        "samp_o3_s4_img_wavelet": {"what": "img", "fix": None, "img_fix": "wavelet"},
+        "samp_o3_s4_img_wavelet": {"fix": None, "img_fix": "wavelet"},
         "tall_process_s9_none_u8": {"prefix": "tall_", "steps": "9", "fix": "none"},
         "eps_eps_strength125": {"strength": "125"},
         "eps_temb64": {"dim": "64"},
@@ -287,8 +292,8 @@ def test_another_folder_works_unseen(tmp_path, capsys):
         # Stages that others start from come first.
         for names in (["tall_stage_pre", "tall_stage_c_latent"], list(SHAPES)):
             np.savez(tmp_path / "golden.npz", **(empty | arrays))
-            folder = open_folder(tmp_path)
-            assert folder.config == OTHER
+            _, folder = open_folder(tmp_path)
+            assert folder.models["dossr"].config == OTHER
             found = [entry for entry in find_entries(names) if entry.kind != HOST]
             results = Runner(folder, Archive(folder), "float64").results(found)
             for name, value in results.items():

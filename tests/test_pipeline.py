@@ -26,6 +26,8 @@ from dossr_jax.pipeline import upscaler as upscaler_module
 from dossr_jax.pipeline.pictures import as_photo
 from dossr_jax.restore import restore
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TILE = 128  # pixels of the fourfold image: tiles of 32 input pixels
 
 
@@ -431,6 +433,7 @@ def test_the_number_of_devices_changes_nothing():
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
         capture_output=True,
         text=True,

@@ -28,6 +28,8 @@ from dossr_jax.training.stages.base import Inputs, draw_normal, pre_restore_crop
 from dossr_jax.training.stages.dossr import predict_x0
 from dossr_jax.training.stages.vae import VAEStage, set_scale_factor, start_from_linear_code
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 
 

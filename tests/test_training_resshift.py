@@ -20,6 +20,8 @@ from dossr_jax.training import step as run_step
 from dossr_jax.training.cli import main
 from dossr_jax.training.stages.resshift import predict_x0
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def test_the_loss_is_the_public_codes():
     """In float64, from the images on: both ends of the chain, the noised latent, the prediction."""

@@ -13,6 +13,8 @@ from dossr_jax.errors import UserError
 from dossr_jax.training import state as run_state
 from dossr_jax.training import step as run_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 3
 
 

@@ -14,10 +14,11 @@ import jax
 
 from dossr_jax import files
 from dossr_jax.commands import command_line
-from dossr_jax.crosscheck import host, report
-from dossr_jax.crosscheck.entries import HOST, TWIN, Entry, find_entries
-from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder, open_folder
-from dossr_jax.crosscheck.networks import Runner
+from dossr_jax.crosscheck import report
+from dossr_jax.crosscheck.entries import HOST, TWIN, Entry
+from dossr_jax.crosscheck.folder import ARRAYS, CONFIG, WEIGHTS, Archive, Folder
+from dossr_jax.crosscheck.suite import Suite
+from dossr_jax.crosscheck.suites import open_folder
 from dossr_jax.errors import UserError
 
 DTYPES = ("float64", "float32")
@@ -28,30 +29,33 @@ _TITLES = {
 }
 
 
-def check(folder: Folder, archive: Archive, dtype: str, found: Sequence[Entry]) -> list[report.Row]:
+def check(
+    suite: Suite, folder: Folder, archive: Archive, dtype: str, found: Sequence[Entry]
+) -> list[report.Row]:
     """Compare entries: those of the networks in "float64" or "float32", or the "host"'s.
 
     Raises:
       UserError: an input that an entry needs is not in the folder.
     """
-    own = report.own_errors(find_entries(archive.arrays), archive.arrays)
+    own = report.own_errors(suite.find(archive.arrays), archive.arrays)
+    tolerances = report.Tolerances(suite.kinds, own)
     found = [entry for entry in found if (entry.kind == HOST) == (dtype == HOST)]
     if not found:
         return []
-    if dtype == HOST:
-        results = host.results(folder.config.process, archive, found)
-    else:
-        # Accelerators would shorten float32 products otherwise.
-        with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-            try:
-                results = Runner(folder, archive, dtype).results(found)
-            except (TypeError, ValueError) as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                raise UserError(
-                    f"{archive.where}: arrays do not fit the configuration or each other ({reason})"
-                ) from error
+    try:
+        if dtype == HOST:
+            results = suite.host(folder, archive, found)
+        else:
+            # Accelerators would shorten float32 products otherwise.
+            with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+                results = suite.runner(folder, archive, dtype).results(found)
+    except (TypeError, ValueError, IndexError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{archive.where}: arrays do not fit the configuration or each other ({reason})"
+        ) from error
     return [
-        report.compare(entry, dtype, results[entry.name], archive.arrays, own)
+        report.compare(entry, dtype, results[entry.name], archive.arrays, tolerances)
         for entry in found
         if entry.name in results
     ]
@@ -90,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtypes = (HOST, *(DTYPES if args.dtype == "both" else (args.dtype,)))
     start = time.perf_counter()
     rows: list[report.Row] = []
-    folder = open_folder(args.folder)
+    suite, folder = open_folder(args.folder)
     archive = Archive(folder)
-    found = [s for s in find_entries(archive.arrays) if args.only.search(s.name)]
+    found = [s for s in suite.find(archive.arrays) if args.only.search(s.name)]
     # Compiling takes most of the time, and one compilation fills one core.
     with ThreadPoolExecutor() as pool:
-        for new in pool.map(lambda dtype: check(folder, archive, dtype, found), dtypes):
+        for new in pool.map(lambda dtype: check(suite, folder, archive, dtype, found), dtypes):
             rows += new
             if new:
                 print(f"{_TITLES[new[0].dtype]}\n{report.format_table(new)}\n", flush=True)

@@ -11,15 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dossr_jax import systems, weights
-from dossr_jax.config import DoSSRConfig
+from dossr_jax import systems
 from dossr_jax.errors import UserError
-from dossr_jax.models.dossr import DoSSR
-from dossr_jax.pytorch.infer import config_from_release_yaml
-from dossr_jax.pytorch.readers import read_checkpoint
-from dossr_jax.systems.dossr.context import with_context, without_text
-from dossr_jax.systems.dossr.release import read_release
-from dossr_jax.weights import Lazy
+from dossr_jax.systems import Model
 
 WEIGHTS, CONFIG, ARRAYS = "weights.safetensors", "config.yaml", "golden.npz"
 
@@ -28,46 +22,20 @@ WEIGHTS, CONFIG, ARRAYS = "weights.safetensors", "config.yaml", "golden.npz"
 class Folder:
     """What a PyTorch implementation left behind.
 
-    `arrays` of golden.npz by name, NCHW where they are images or latents; `parameters` already
-    under our names; `buffers` the schedule tensors of the checkpoint, as `buffers.*`.
+    `models` by name, tensors already under our names; `arrays` of golden.npz by name, NCHW where
+    they are images or latents.
     """
 
     path: Path
-    config: DoSSRConfig
-    parameters: Mapping[str, Lazy]
-    buffers: Mapping[str, np.ndarray]
+    models: Mapping[str, Model]
     arrays: Mapping[str, np.ndarray]
 
-
-def open_folder(path: str | Path) -> Folder:
-    """Read a folder; parameters stay on disk until :func:`build_model` asks for them.
-
-    Raises:
-      UserError: something is missing, truncated, or does not fit the configuration.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such folder; give one with {WEIGHTS}, {CONFIG} and {ARRAYS} in it"
+    def build(self, name: str, dtype: Any) -> Any:
+        """A model with the folder's weights, parameters and arithmetic in `dtype`."""
+        model = self.models[name]
+        return systems.build_model(
+            model.config, model.tensors, str(self.path / WEIGHTS), dtype=dtype
         )
-    state = read_checkpoint(path / WEIGHTS)
-    model = read_release(state, config=config_from_release_yaml(path / CONFIG))
-    arrays = _read_arrays(path / ARRAYS)
-    model = without_text(with_context(model, path / ARRAYS))
-    parameters, buffers = {}, {}
-    for name, tensor in model.tensors.items():
-        if name.startswith(systems.BUFFER_PREFIX):
-            buffers[name] = tensor.load()
-        else:
-            parameters[name] = tensor
-    return Folder(path, model.config, parameters, buffers, arrays)
-
-
-def build_model(folder: Folder, dtype: Any) -> DoSSR:
-    """The model with the folder's weights, parameters and arithmetic in `dtype`."""
-    model = systems.abstract_model(folder.config, dtype=dtype, param_dtype=dtype)
-    weights.fill(model, folder.parameters, str(folder.path / WEIGHTS))
-    return model
 
 
 # What NumPy raises for files that are cut short, changed, or something else altogether.
@@ -82,7 +50,12 @@ _DAMAGE = (
 )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a .npz file.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the folder")
     try:
@@ -99,12 +72,18 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 class Archive:
     """Stored arrays that remember which of them were asked for as inputs.
 
-    The checkpoint's buffers are among them.
+    The schedule tensors of the checkpoint are among them, as `buffers.*`.
     """
 
     def __init__(self, folder: Folder):
         self.where = folder.path / ARRAYS
-        self.arrays = {**folder.arrays, **folder.buffers}
+        buffers = {
+            name: tensor.load()
+            for model in folder.models.values()
+            for name, tensor in model.tensors.items()
+            if name.startswith(systems.BUFFER_PREFIX)
+        }
+        self.arrays = {**folder.arrays, **buffers}
         self.read: set[str] = set()
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -12,8 +12,6 @@ from dossr_jax.crosscheck.entries import HOST, TWIN, Entry
 
 # Largest error in float64 against a float64 twin: rounding, through some hundred layers.
 FLOAT64_BAR = 1e-9
-# The same where the twin's arithmetic is float64 but its schedule is not (see KEEPS_BUFFERS).
-BUFFER_BAR = 1e-6
 # The published sampler truncates to 8 bits: a pixel next to a level's edge may fall on either side.
 LEVEL_BAR = 1
 EQUAL_PIXELS = 0.99
@@ -35,29 +33,12 @@ class Kind(NamedTuple):
     Attributes:
       assumed: PyTorch's own error where a folder has no twins: three times the golden folder's.
       upstream: kinds that its errors come from, besides itself.
+      float64: largest error in float64 against a float64 twin.
     """
 
     assumed: float
     upstream: tuple[str, ...] = ()
-
-
-# The error of the time embedding (an angle of 1000 rad, of which float32 resolves 3e-5) hardly
-# reaches what the network makes of it.
-KINDS = {
-    "embedding": Kind(2e-4),
-    "time": Kind(2e-5),
-    "network": Kind(5e-6),
-    "pre": Kind(1e-5),
-    "encoding": Kind(5e-5, ("pre",)),
-    "decoding": Kind(1e-4, ("encoding",)),
-    "fix": Kind(1e-4, ("decoding",)),
-    "trajectory": Kind(3e-5, ("network",)),
-    "image": Kind(4e-5, ("trajectory",)),
-    "training": Kind(1e-5, ("network",)),
-}
-# The twin of these kinds is PyTorch in float64 with its registered schedule buffers left as they
-# are stored, rounded to float32, where ours are float64 throughout.
-KEEPS_BUFFERS = {"training"}
+    float64: float = FLOAT64_BAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +76,26 @@ def own_errors(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> di
     return errors
 
 
-def float32_tolerance(kind: str, own: Mapping[str, float]) -> float:
-    """Largest error in float32 of an entry of a kind, from :func:`own_errors`."""
-    if kind == HOST:
-        return HOST_BAR
-    chain = [kind]
-    for each in chain:
-        chain += KINDS[each].upstream
-    known = [own[each] for each in chain if each in own]
-    error = max(known) if known else KINDS[kind].assumed
-    return min(max(FACTOR * error, FLOAT32_FLOOR), FLOAT32_CEILING)
+class Tolerances(NamedTuple):
+    """Largest errors of a folder's entries: its system's `kinds`, and :func:`own_errors`."""
+
+    kinds: Mapping[str, Kind]
+    own: Mapping[str, float]
+
+    def float64(self, kind: str) -> float:
+        """Against a float64 twin."""
+        return self.kinds[kind].float64
+
+    def float32(self, kind: str) -> float:
+        """Of a result in float32, or against an array that is stored in float32 alone."""
+        if kind == HOST:
+            return HOST_BAR
+        chain = [kind]
+        for each in chain:
+            chain += self.kinds[each].upstream
+        known = [self.own[each] for each in chain if each in self.own]
+        error = max(known) if known else self.kinds[kind].assumed
+        return min(max(FACTOR * error, FLOAT32_FLOOR), FLOAT32_CEILING)
 
 
 def compare(
@@ -112,13 +103,13 @@ def compare(
     dtype: str,
     ours: np.ndarray,
     arrays: Mapping[str, np.ndarray],
-    own: Mapping[str, float],
+    tolerances: Tolerances,
 ) -> Row:
     """Judge our result for a stored array and, where there is one, its float64 twin.
 
     Args:
       dtype: what ours was computed in, "float64", "float32" or "host".
-      arrays: the stored ones. own: see :func:`own_errors`.
+      arrays: the stored ones.
     """
     name, stored, twin = entry.name, arrays[entry.stored], arrays.get(entry.stored + TWIN)
     ours = np.asarray(ours)
@@ -131,9 +122,10 @@ def compare(
     if stored.dtype == np.uint8:
         return _compare_levels(name, dtype, ours, stored)
     if stored.dtype.kind in "iu":
-        error = relative_error(ours, stored)
-        return Row(name, dtype, "exact", error, None, 0.0, error == 0)
-    tolerance = float32_tolerance(entry.kind, own)
+        error, differ = relative_error(ours, stored), int((ours != stored).sum())
+        note = f"{differ} of {stored.size} differ" if differ else ""
+        return Row(name, dtype, "exact", error, None, 0.0, not differ, note)
+    tolerance = tolerances.float32(entry.kind)
     if twin is None:
         error = relative_error(ours, stored)
         if stored.dtype == np.float64 and dtype != "float32":
@@ -141,7 +133,7 @@ def compare(
         return Row(name, dtype, "fp32 only", error, None, tolerance, error <= tolerance)
     error, torch_error = relative_error(ours, twin), relative_error(stored, twin)
     if dtype == "float64":
-        tolerance = BUFFER_BAR if entry.kind in KEEPS_BUFFERS else FLOAT64_BAR
+        tolerance = tolerances.float64(entry.kind)
     return Row(name, dtype, "f64 twin", error, torch_error, tolerance, error <= tolerance)
 
 

@@ -25,7 +25,7 @@ def run_python(
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices, JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
         capture_output=True,
         text=True,
         timeout=seconds,

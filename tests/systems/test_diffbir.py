@@ -19,6 +19,8 @@ from dossr_jax.systems.diffbir.config import SPACED, DiffBIRConfig
 from dossr_jax.systems.diffbir.keys import diffbir_table
 from dossr_jax.systems.swinir.config import SwinIRConfig
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS, CFG = 4, 3.0
 UNET = UNetConfig(
     model_channels=32,

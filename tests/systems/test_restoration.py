@@ -18,6 +18,8 @@ from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Settings, Upscaler
 from dossr_jax.systems import COMMON_SETTINGS, SYSTEMS, save_model
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # DoSSR itself has tests/test_pipeline.py.
 NAMES = [system.name for system in SYSTEMS if system.name not in ("dossr", "rrdb")]
 SYSTEM = {system.name: system for system in SYSTEMS}
@@ -120,6 +122,7 @@ def test_the_number_of_devices_changes_nothing():
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
         capture_output=True,
         text=True,

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dossr_jax.config import ProcessConfig
 from dossr_jax.crosscheck.entries import Entry
-from dossr_jax.crosscheck.folder import Archive
+from dossr_jax.crosscheck.folder import Archive, Folder
+from dossr_jax.crosscheck.runner import Results
 from dossr_jax.diffusion import schedule
 
 
-def results(
-    process: ProcessConfig, archive: Archive, entries: Sequence[Entry]
-) -> dict[str, np.ndarray]:
-    """Results by name; a entry of which only the form is known is left out."""
+def results(folder: Folder, archive: Archive, entries: Sequence[Entry]) -> Results:
+    """Results by name; an entry of which only the form is known is left out."""
+    (model,) = folder.models.values()
+    process = model.config.process
     table = schedule.make_schedule(process)
     buffers = schedule.release_buffers(process)
     found = {}

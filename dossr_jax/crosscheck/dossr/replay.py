@@ -68,13 +68,13 @@ class StoredImage(nnx.Module):
 
 def arguments(
     inputs: Inputs, run: SamplerRun, levels: schedule.Schedule, *, rows: int
-) -> tuple[Any, ...]:
-    """Arguments of dossr_jax.restore.restore after the model, the table padded to `rows`.
+) -> dict[str, Any]:
+    """Noise, solver table and controls of a run, the table padded to `rows`.
 
     Raises:
       UserError: less noise is stored than the run has steps.
     """
-    noise, lr = inputs.image(f"{run.prefix}noise_steps"), inputs.image(f"{run.prefix}lr")
+    noise = inputs.image(f"{run.prefix}noise_steps")
     if len(noise) < run.steps:
         raise UserError(
             f"{inputs.archive.where}: {run.prefix}noise_steps has {len(noise)} draws, a run of "
@@ -84,22 +84,18 @@ def arguments(
         steps=run.steps, order=run.order, final_denoise=run.fidelity == 1, fidelity=run.fidelity
     )
     table = solver.cast(solver.make_table(levels, sampler), inputs.dtype)
-    return (
-        lr,
-        np.array([lr.shape[1:3]], np.int32),
-        np.zeros((0, 3), np.int32),
-        np.int32(0),
-        method.StoredNoise(
+    return {
+        "noise": method.StoredNoise(
             inputs.image(f"{run.prefix}noise_posterior"),
             inputs.image(f"{run.prefix}noise_init"),
             jnp.resize(noise, (rows, *noise.shape[1:]))[:, None],
         ),
-        solver.pad_table(table, rows),
-        method.Controls(
+        "table": solver.pad_table(table, rows),
+        "controls": method.Controls(
             context=inputs.given("context")[0],
             negative_context=inputs.given("context_neg")[0],
             cfg_scale=np.asarray(run.cfg or 1, inputs.dtype),
             strength=np.ones((), inputs.dtype),
             fidelity=np.asarray(run.fidelity, inputs.dtype),
         ),
-    )
+    }
