@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from pathlib import Path
@@ -129,10 +130,18 @@ def load(
     Raises:
       UserError: what is wrong with its file, in one line.
     """
-    return Upscaler.from_pretrained(
+    upscaler = Upscaler.from_pretrained(
         args.model if model is None else model,
         dtype=args.dtype,
         preprocessor=args.preprocessor if preprocessor is None else preprocessor,
         tile=args.tile,
         tokenizer_dir=args.tokenizer,
     )
+    say_licence(upscaler)
+    return upscaler
+
+
+def say_licence(upscaler: Upscaler) -> None:
+    """Say on stderr what a model's licence does not allow, if there is such a thing."""
+    if upscaler.system.licence is not None:
+        print(f"note: {upscaler.system.licence}", file=sys.stderr)
