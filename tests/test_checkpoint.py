@@ -240,7 +240,8 @@ CHOICES = {
 def every_change():
     """(dotted field, configuration with another value in it) for the fields of every stage."""
     for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
-        base = TrainConfig(stage=stage)
+        model = stage.trains[0]()  # defaults of the system that it trains
+        base = TrainConfig(stage=stage, model=model)
         for name, value in flat_fields(dataclasses.asdict(base)):
             if value is None or name == "stage.name":
                 continue

@@ -12,6 +12,8 @@ from dossr_jax.config import (
     ConfigError,
     DataConfig,
     DoSSRConfig,
+    LatentConfig,
+    ModelConfig,
     SamplerConfig,
     StageConfig,
     TextConfig,
@@ -34,6 +36,8 @@ GIVEN = {
     TrainConfig: {"stage": DoSSRStage()},
     Settings: {"sampler": SamplerConfig()},
     StageConfig: {"name": "any"},
+    ModelConfig: {"system": "any"},
+    LatentConfig: {"system": "any"},
 }
 
 
@@ -96,7 +100,10 @@ def _unbounded(cls, name):
     [
         (lambda: SamplerConfig(steps=-3), "steps -3: must be greater than or equal to 1"),
         (lambda: SamplerConfig(order=7), "order 7: must be 1, 2 or 3"),
-        (lambda: SamplerConfig(solver="foo"), "solver \"foo\": must be 'sde', 'ode' or 'asinh'"),
+        (
+            lambda: SamplerConfig(solver="foo"),
+            "solver \"foo\": must be 'sde', 'ode', 'asinh' or 'chain'",
+        ),
         (lambda: UNetConfig(attention_levels=(True,)), "give one flag per level, 4"),
         (lambda: UNetConfig(norm_groups=7), "norm_groups 7: 320 channels do not divide"),
         (lambda: TextConfig(heads=7), "heads 7: must divide width 1024"),

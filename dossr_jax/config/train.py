@@ -111,6 +111,8 @@ def _read_model(value: Any, handler: Callable[[Any], Any]) -> ModelConfig:
     """A model of any system as it is, or from the mapping that :func:`to_json` wrote."""
     if isinstance(value, Mapping):
         return read_model_config(json.dumps(dict(value)))
+    if not isinstance(value, ModelConfig):
+        raise ConfigError(f"{value!r}: must be the configuration of a model")
     return handler(value)
 
 
