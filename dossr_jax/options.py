@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from dossr_jax.compilation import keep_programs
 from dossr_jax.config import SAMPLERS, SamplerConfig
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MODELS, Settings, Upscaler, make_settings
 
@@ -83,6 +84,13 @@ def add_options(
         help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
     )
     _add_field(speed, Settings, "batch_size")
+    speed.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="compile anew; by default programs are kept in the user's cache folder, or in "
+        "JAX_COMPILATION_CACHE_DIR, and the next start is quick",
+    )
 
 
 def _add_field(group: Any, cls: type, name: str) -> None:
@@ -130,6 +138,8 @@ def load(
     Raises:
       UserError: what is wrong with its file, in one line.
     """
+    if args.cache:
+        keep_programs()
     upscaler = Upscaler.from_pretrained(
         args.model if model is None else model,
         dtype=args.dtype,

@@ -127,7 +127,8 @@ ALLOWED = {
         "systems",
         "weights",
     },
-    "options": {"config", "pipeline"},
+    "compilation": set(),
+    "options": {"compilation", "config", "pipeline"},
     "evaluate": {
         "config",
         "systems",
