@@ -20,7 +20,7 @@ from helpers.systems import small_config
 
 from dossr_jax import parallel, pipeline
 from dossr_jax.config import SamplerConfig
-from dossr_jax.errors import UserError
+from dossr_jax.errors import UserError, require_extra
 from dossr_jax.plan import (
     Program,
     efficiency,
@@ -33,6 +33,8 @@ from dossr_jax.plan import (
     train_program,
 )
 from dossr_jax.plan.__main__ import main
+from dossr_jax.plan.chips import GPUS
+from dossr_jax.plan.kernels import count_kernels
 from dossr_jax.plan.report import Report
 from dossr_jax.plan.search import largest_fit, plan_apart, try_batches
 from dossr_jax.systems import SYSTEMS, System, abstract_model
@@ -382,3 +384,70 @@ def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path):
         assert 0 < report["memory"] < 2**30
     assert {"all-gather", "all-reduce"} & set(train["collectives"])
     assert train["bounds"].keys() == {"arithmetic", "memory", "links"}
+
+
+# --- GPUs ---------------------------------------------------------------------------------------
+
+# A compiled module in the form of XLA's for a GPU, at its smallest.
+_MODULE = """\
+HloModule jit_restore
+
+%fused_reduce (p: bf16[8,4]) -> f32[4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %c = f32[8,4]{1,0} convert(%p)
+  %zero = f32[] constant(0)
+  ROOT %sum = f32[4]{0} reduce(%c, %zero), dimensions={0}, to_apply=%add
+}
+
+%fused_copy (q: bf16[8,4]) -> bf16[4,8] {
+  %q = bf16[8,4]{1,0} parameter(0)
+  ROOT %t = bf16[4,8]{1,0} transpose(%q), dimensions={1,0}
+}
+
+%step (s: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %s = (s32[], bf16[8,4]{1,0}) parameter(0)
+  %x = bf16[8,4]{1,0} get-tuple-element(%s), index=1
+  %conv = (bf16[8,4]{1,0}, u8[1000]{0}) custom-call(%x, %x), custom_call_target="__cudnn$conv"
+  %y = bf16[8,4]{1,0} get-tuple-element(%conv), index=0
+  %z = f32[4]{0} fusion(%y), kind=kInput, calls=%fused_reduce
+  ROOT %out = (s32[], bf16[8,4]{1,0}) tuple(%s, %y)
+}
+
+ENTRY %main (a: bf16[8,4]) -> bf16[4,8] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %loop = (s32[], bf16[8,4]) while(%a), body=%step, config={"known_trip_count":{"n":"50"}}
+  %b = bf16[8,4]{1,0} get-tuple-element(%loop), index=1
+  ROOT %r = bf16[4,8]{1,0} fusion(%b), kind=kLoop, calls=%fused_copy
+}
+"""
+
+
+def test_kernels_of_a_gpu_are_counted_with_the_active_steps_alone():
+    """Scratch memory of a library is not traffic; what a fusion is made of launches nothing."""
+    found = count_kernels(_MODULE, padded=50, steps=5)
+    assert {kind: (k.launches, k.bytes) for kind, k in found.items()} == {
+        "convolution": (5, 5 * 3 * 64),
+        "reduction": (5, 5 * (64 + 16)),
+        "copy": (1, 2 * 64),
+    }
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_the_compiler_is_told_of_a_gpu_what_the_report_says_of_it(gpu):
+    told = dict(line.split(":", 1) for line in gpu.target_config.splitlines() if ":" in line)
+    told = {name.strip(): value.strip() for name, value in told.items()}
+    assert float(told["device_memory_size"]) == gpu.hbm > gpu.usable
+    assert float(told["memory_bandwidth"]) == gpu.bandwidth
+    assert told["device_description_str"] == f'"{gpu.product}"'
+
+
+def test_a_gpu_is_planned_for_with_jaxs_plugin_alone():
+    try:
+        require_extra("cuda", "jax_plugins.xla_cuda12")
+    except UserError:
+        with pytest.raises(UserError, match="planning for a GPU: .*pip install 'dossr-jax"):
+            open_slice("h100:1")
+    else:
+        assert len(open_slice("h100:2").devices) == 2
+    with pytest.raises(UserError, match="no topology 'h100:0'.*h100:N, a100:N for N of them"):
+        open_slice("h100:0")

@@ -52,6 +52,90 @@ def _tpu(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPU(Chip):
+    """A GPU, and what XLA's compiler wants to know of it; sizes in bytes.
+
+    Attributes:
+      product: NVIDIA's name. compute: major version of its compute capability.
+      cores: streaming multiprocessors. lanes: float32 units in each of them.
+      shared: memory that the threads of a multiprocessor share. l2: cache. clock: in GHz.
+    """
+
+    product: str
+    compute: int
+    cores: int
+    lanes: int
+    shared: int
+    l2: int
+    clock: float
+
+    @property
+    def target_config(self) -> str:
+        """XLA's GpuTargetConfigProto as text."""
+        return f"""
+            gpu_device_info {{
+              threads_per_block_limit: 1024
+              threads_per_warp: 32
+              shared_memory_per_block: 49152
+              shared_memory_per_core: {self.shared}
+              shared_memory_per_block_optin: {self.shared - 1024}
+              threads_per_core_limit: 2048
+              core_count: {self.cores}
+              fpus_per_core: {self.lanes}
+              block_dim_limit_x: 2147483647
+              block_dim_limit_y: 65535
+              block_dim_limit_z: 65535
+              memory_bandwidth: {self.bandwidth:.0f}
+              l2_cache_size: {self.l2}
+              clock_rate_ghz: {self.clock}
+              device_memory_size: {self.hbm:.0f}
+              cuda_compute_capability {{ major: {self.compute} }}
+              registers_per_core_limit: 65536
+              registers_per_block_limit: 65536
+            }}
+            platform_name: "CUDA"
+            runtime_version {{ major: 12 minor: 8 }}
+            dnn_version_info {{ major: 9 minor: 8 }}
+            device_description_str: "{self.product}"
+        """
+
+
+# JAX takes this part of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+_GPU_SHARE = 0.75
+# NVIDIA's data sheets: dense bfloat16, and half of what NVLink states for both directions.
+GPUS = {
+    "h100": GPU(
+        name="h100",
+        product="NVIDIA H100 80GB HBM3",
+        hbm=84929347584,
+        usable=_GPU_SHARE * 84929347584,
+        flops=989e12,
+        bandwidth=3352.32e9,
+        interconnect=450e9,
+        compute=9,
+        cores=132,
+        lanes=128,
+        shared=233472,
+        l2=52428800,
+        clock=1.98,
+    ),
+    "a100": GPU(
+        name="a100",
+        product="NVIDIA A100-SXM4-80GB",
+        hbm=85100068864,
+        usable=_GPU_SHARE * 85100068864,
+        flops=312e12,
+        bandwidth=2039.04e9,
+        interconnect=300e9,
+        compute=8,
+        cores=108,
+        lanes=64,
+        shared=167936,
+        l2=41943040,
+        clock=1.41,
+    ),
+}
 CHIPS = {
     "v5e": _tpu("v5e", hbm=16, usable=15.75, tflops=197, gbps=819, ici_gbps=400),
     "v6e": _tpu("v6e", hbm=32, usable=31.25, tflops=918, gbps=1638, ici_gbps=800),
@@ -70,12 +154,12 @@ class Slice:
 
 
 def open_slice(topology: str) -> Slice:
-    """Devices of a topology: "v5e:16x16" and the like, or "cpu", those of this host.
+    """Devices of a topology: "v5e:16x16" and the like, "h100:8", or "cpu", those of this host.
 
-    A TPU topology needs libtpu, not a TPU.
+    A TPU topology needs libtpu, not a TPU; a GPU's needs JAX's CUDA plugin, not a GPU.
 
     Raises:
-      UserError: unknown topology, no libtpu, or another process holds its lock.
+      UserError: unknown topology, no compiler for it, or another process holds its lock.
     """
     if topology == "cpu":
         devices = jax.devices("cpu")
@@ -83,10 +167,32 @@ def open_slice(topology: str) -> Slice:
         chip = Chip(name="cpu", hbm=memory, usable=memory)
         return Slice(topology, chip, "cpu", tuple(devices))
     generation = topology.partition(":")[0]
+    if generation in GPUS and (match := re.fullmatch(r"\w+:([1-9]\d*)", topology)):
+        gpu = GPUS[generation]
+        return Slice(topology, gpu, "cuda", _gpu_devices(gpu, int(match[1])))
     if not re.fullmatch(r"\w+:\d+(x\d+)+", topology) or generation not in CHIPS:
         known = ", ".join(f"{name}:..." for name in CHIPS)
-        raise UserError(f"no topology {topology!r}; give one of {known} (as v5e:16x16), or cpu")
+        raise UserError(
+            f"no topology {topology!r}; give one of {known} (as v5e:16x16), "
+            f"{', '.join(f'{name}:N' for name in GPUS)} for N of them in a node, or cpu"
+        )
     return Slice(topology, CHIPS[generation], "tpu", _tpu_devices(topology))
+
+
+def _gpu_devices(gpu: GPU, count: int) -> tuple[Any, ...]:
+    from jax.experimental import topologies
+
+    require_extra("cuda", "jax_plugins.xla_cuda12", wanted_by="planning for a GPU")
+    try:
+        topology = topologies.get_topology_desc(
+            gpu.name, "cuda", target_config=gpu.target_config, topology=f"1x1x{count}"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"XLA's compiler for CUDA cannot be used ({str(error).splitlines()[0]}); install the "
+            "extra cuda again"
+        ) from error
+    return tuple(topology.devices)
 
 
 def _tpu_devices(topology: str) -> tuple[Any, ...]:

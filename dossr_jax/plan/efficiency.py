@@ -13,12 +13,11 @@ import jax
 from dossr_jax import systems, weights
 from dossr_jax.config import ModelConfig
 from dossr_jax.pipeline import DTYPES, make_settings
-from dossr_jax.plan.programs import check_size, count_flops, restore_program
+from dossr_jax.plan.programs import check_size, restore_program, restoring_flops
 
 # Often compared with; their networks are not here.
 ABSENT = ("StableSR", "SeeSR")
 _DTYPE = "bfloat16"
-_PLATFORM = "tpu"  # as programs.sample_flops
 HEAD = f"{'':20}{'parameters':>12}{'weights':>12}{'evaluations':>13}{'operations':>15}"
 
 
@@ -76,13 +75,7 @@ def measure(name: str, config: ModelConfig, size: int) -> Efficiency:
         parameters=sum(p.size for p in params),
         weight_bytes=sum(p.size * p.dtype.itemsize for p in params),
         evaluations=system.evaluations(make_settings(system.sampler(config))),
-        flops=_restoring_flops(config, size),
+        flops=restoring_flops(
+            restore_program(config, jax.devices("cpu")[:1], 1, size=size, dtype=_DTYPE), devices=1
+        ),
     )
-
-
-def _restoring_flops(config: ModelConfig, size: int) -> float:
-    program = restore_program(config, jax.devices("cpu")[:1], 1, size=size, dtype=_DTYPE)
-    flops = count_flops(program.trace(), _PLATFORM)
-    if program.body is not None and program.repeats > 1:
-        flops += (program.repeats - 1) * count_flops(program.body(), _PLATFORM)
-    return flops

@@ -11,6 +11,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _COLLECTIVE = re.compile(rf"= (.*?) (?:ragged-)?({'|'.join(_KINDS)})(-start)?\(")
 _WHILE = re.compile(r"\bwhile\(.*?\bbody=%?([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?([^\s}]+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -40,7 +41,7 @@ def collectives(text: str, devices: int) -> dict[str, Collective]:
     A loop's body counts as often as it runs, where the compiler knows. A group without a list
     of members is all `devices`.
     """
-    bodies = dict(_computations(text))
+    bodies = dict(computations(text))
     times = _multiplicities(bodies)
     found: dict[str, Collective] = {}
     for name, lines in bodies.items():
@@ -66,7 +67,7 @@ def memory_wanted(message: str) -> float | None:
     return None if match is None else float(match[1]) * _UNIT[match[2]]
 
 
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+def computations(text: str) -> Iterator[tuple[str, list[str]]]:
     """(name, lines) of every computation; the entry's name is ENTRY."""
     name, lines = None, []
     for line in text.splitlines():
@@ -79,6 +80,17 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
             name = None
         else:
             lines.append(line)
+
+
+def loop_body(text: str) -> tuple[str, int] | None:
+    """The body of a loop in the attributes of its instruction, and how often it runs, or once."""
+    body, trips = _BODY.search(text), _TRIPS.search(text)
+    return None if body is None else (body[1], int(trips[1]) if trips else 1)
+
+
+def type_bytes(text: str) -> float:
+    """Bytes of an instruction's type, of a tuple all of its elements."""
+    return float(sum(_bytes(kind, sides) for kind, sides in _ARRAY.findall(text)))
 
 
 def _multiplicities(bodies: dict[str, list[str]]) -> dict[str, int]:
@@ -109,7 +121,7 @@ def _result_bytes(text: str, *, started: bool) -> float:
     """Bytes of an instruction's type; of an asynchronous start (operands, results, ...) results."""
     if started and text.startswith("("):
         text = _elements(text)[1]
-    return float(sum(_bytes(kind, sides) for kind, sides in _ARRAY.findall(text)))
+    return type_bytes(text)
 
 
 def _elements(text: str) -> list[str]:

@@ -190,11 +190,28 @@ def _controls(model: Any) -> Controls:
     )
 
 
+def restoring_flops(program: Program, devices: int) -> float:
+    """Operations of one device in a restoration, as written, before XLA's optimisations.
+
+    They do not depend on what it is planned for: they are counted as for a TPU, where no library's
+    kernel hides those of attention.
+    """
+    flops = count_flops(_retrace(program.trace().jaxpr), "tpu") / devices
+    if program.body is not None and program.repeats > 1:
+        flops += (program.repeats - 1) * count_flops(program.body(), "tpu")
+    return flops
+
+
 def _trace_step(traced: Any) -> Any:
     """A step of the solver in a traced restoration, traced on its own."""
     (step,) = _loops(traced.jaxpr.jaxpr, MAX_STEPS)
-    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in step.in_avals]
-    return jax.jit(jaxpr_as_fun(step)).trace(*arguments)
+    return _retrace(step)
+
+
+def _retrace(jaxpr: Any) -> Any:
+    """A traced program on its own, on no particular device."""
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
+    return jax.jit(jaxpr_as_fun(jaxpr)).trace(*arguments)
 
 
 def _loops(jaxpr: Any, length: int) -> Iterator[Any]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from dossr_jax.config import MAX_STEPS
 from dossr_jax.plan import hlo
 from dossr_jax.plan.chips import Slice
-from dossr_jax.plan.programs import Program, count_flops
+from dossr_jax.plan.kernels import LAUNCH_SECONDS, Kernels, count_kernels
+from dossr_jax.plan.programs import Program, count_flops, restoring_flops
 
 # XLA searches tilings for every convolution, which takes nine tenths of the time to compile and
 # changes neither what is computed nor, but for a few percent, the memory.
@@ -34,6 +36,7 @@ class Report:
       flops: operations of the compiled program; recomputed ones count again.
       traffic: bytes that operations read and write, by XLA's count, which takes the body of the
         solver's loop once.
+      kernels: of a GPU's program by kind; traffic is the sum of their bytes.
       bounds: least time of a run by what limits it.
       seconds: of tracing, lowering and compiling.
       refusal: why there is no program. crashed: the compiler itself failed, which says nothing
@@ -56,6 +59,7 @@ class Report:
     flops: float | None = None
     traffic: float | None = None
     collectives: Mapping[str, hlo.Collective] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, Kernels] = dataclasses.field(default_factory=dict)
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     effort: str
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -115,12 +119,19 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         flops, traffic = (n and n * program.repeats for n in (flops, traffic))
     elif flops is not None:
         flops += (program.repeats - 1) * count_flops(program.body(), target.platform)
-    exchanged = hlo.collectives(compiled.as_text(), len(target.devices))
+    text = compiled.as_text()
+    exchanged = hlo.collectives(text, len(target.devices))
+    kernels: dict[str, Kernels] = {}
+    if target.platform == "cuda":
+        kernels = count_kernels(text, padded=MAX_STEPS, steps=program.repeats)
+        traffic = sum(k.bytes for k in kernels.values())
+        flops = restoring_flops(program, len(target.devices)) if program.body else None
     sent = sum(c.sent for c in exchanged.values())
     rates = {
         "arithmetic": (flops, target.chip.flops),
         "memory": (traffic, target.chip.bandwidth),
         "links": (sent, target.chip.interconnect),
+        "launches": (sum(k.launches for k in kernels.values()), 1 / LAUNCH_SECONDS),
     }
     stats = compiled.memory_analysis()
     new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -141,6 +152,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         flops=flops,
         traffic=traffic,
         collectives=exchanged,
+        kernels=kernels,
         bounds={name: work / rate for name, (work, rate) in rates.items() if work and rate},
     )
 

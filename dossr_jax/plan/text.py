@@ -59,6 +59,8 @@ def describe(report: Report, settings: Mapping[str, Any]) -> str:
             f"  work per device: {tera(report.flops)} executed, "
             f"{report.traffic / 1e9:.4g} GB read and written"
         )
+    for kind, found in sorted(report.kernels.items(), key=lambda pair: -pair[1].bytes):
+        lines.append(f"    {found.launches:6d} x {kind}: {found.bytes / 1e9:.4g} GB")
     for kind, total in sorted(report.collectives.items()):
         lines.append(
             f"    {total.count} x {kind}: {total.payload / 1e9:.4g} GB in all, "
