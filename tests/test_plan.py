@@ -340,7 +340,7 @@ def test_command_line_reports_and_its_status_says_whether_it_fits(
     [
         (["--config", "nothing"], "nothing"),
         (["--topology", "v5e"], "v5e:16x16"),
-        (["--topology", "h100:8"], "h100:8"),
+        (["--topology", "h900:8"], "h900:8"),
         (["--set", "parallel.fsdp"], "parallel.fsdp"),
         (["--set", "parallel.fsdp=7777"], "fsdp"),
         (["--size", "33"], "33"),
