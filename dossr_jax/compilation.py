@@ -13,25 +13,22 @@ _MOST_BYTES = 2 * 2**30
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
-def keep_programs() -> Path | None:
+def keep_programs() -> None:
     """Let JAX keep every compiled program in the user's cache folder; call it before compiling.
 
     Programs depend on device, versions and their own text, all of which JAX makes part of their
-    names. Where JAX's own variable names a folder, that and its other settings stay as they are.
-
-    Returns:
-      The folder, or None where there is none that can be written.
+    names. Where JAX's own variable names a folder, that and its other settings stay as they are;
+    where the user's folder cannot be written, nothing is kept.
     """
     if os.environ.get(_VARIABLE):
-        return Path(os.environ[_VARIABLE])
+        return
     folder = Path(platformdirs.user_cache_dir("dossr_jax", appauthor=False)) / "programs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
-        writable = False
-    if not writable:
-        return None
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return
     for name, value in {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": _MOST_BYTES,
@@ -39,4 +36,3 @@ def keep_programs() -> Path | None:
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }.items():
         jax.config.update(name, value)
-    return folder

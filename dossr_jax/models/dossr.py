@@ -1,56 +1,30 @@
-"""The whole model as one module: pre-restorer, autoencoder, UNet and ControlNet."""
+"""Whole models with a ControlNet: DoSSR's, and what DiffBIR's has in common with it."""
 
 from __future__ import annotations
 
 from typing import Unpack
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
 from dossr_jax.config import DoSSRConfig, LatentConfig
 from dossr_jax.models.controlnet import ControlNet
-from dossr_jax.models.layers import Factory, LayerOptions
+from dossr_jax.models.latent import LatentModel
+from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
-from dossr_jax.models.text_encoder import TextEncoder
-from dossr_jax.models.unet import Remat, UNet
-from dossr_jax.models.vae import VAE, VAEEncoder, posterior_mode, posterior_sample
+from dossr_jax.models.unet import Remat
+from dossr_jax.models.vae import VAEEncoder
 
 
-class ControlledModel(nnx.Module):
-    """Stable Diffusion 2.1 with a ControlNet, and the embeddings of two stored prompts.
-
-    Attributes `context` and `negative_context`, (context_length, context_dim) each, are the
-    embeddings of config.prompt and config.negative_prompt.
-    """
+class ControlledModel(LatentModel):
+    """Stable Diffusion 2.1 with a ControlNet."""
 
     def __init__(
         self, config: LatentConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
     ):
-        self.config = config
-        self.unet = UNet(config.unet, remat=remat, **options)
+        super().__init__(config, remat=remat, **options)
         self.control = ControlNet(config.unet, remat=remat, **options)
-        self.vae = VAE(config.vae, **options)
-        self.text = None if config.text is None else TextEncoder(config.text, **options)
-        shape = (config.context_length, config.unet.context_dim)
-        make = Factory(**options)
-        self.context = make.constant(shape, 0)
-        self.negative_context = make.constant(shape, 0)
-
-    def encode(self, image: Array) -> tuple[Array, Array]:
-        """Posterior moments of an image in [0, 1], and those that give the hint.
-
-        Returns:
-          Two arrays (b, h/f, w/f, 2 z); the same one twice where the encoders are shared.
-        """
-        moments = self.vae.encode(2 * image - 1)
-        return moments, moments
-
-    def latents(self, moments: Array, noise: Array | None = None) -> Array:
-        """Scaled latents: a posterior sample with the given noise, or the mode without."""
-        z = posterior_mode(moments) if noise is None else posterior_sample(moments, noise)
-        return z * self.config.vae.scale_factor
 
     def predict_noise(
         self,
@@ -74,10 +48,6 @@ class ControlledModel(nnx.Module):
         factors = jnp.broadcast_to(jnp.asarray(strength, x.dtype), (len(residuals),))
         control = [r * f.astype(r.dtype) for r, f in zip(residuals, factors, strict=True)]
         return self.unet(x, t, context, control)
-
-    def decode(self, latents: Array) -> Array:
-        """Scaled latents -> image (b, f h, f w, 3), about [0, 1], not clipped."""
-        return (self.vae.decode(latents / self.config.vae.scale_factor) + 1) / 2
 
 
 class DoSSR(ControlledModel):
@@ -106,6 +76,6 @@ class DoSSR(ControlledModel):
         return jnp.clip(image, 0, 1) if clip else image
 
     def encode(self, image: Array) -> tuple[Array, Array]:
-        """As ControlledModel; the hint by its own encoder."""
+        """As LatentModel; the hint by its own encoder where it has one."""
         moments, hint = super().encode(image)
         return moments, hint if self.hint_encoder is None else self.hint_encoder(2 * image - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from dossr_jax.config import ModelConfig, SamplerConfig
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
 from dossr_jax.method import Apply, Controls, Noise, Restoration, Sizes
-from dossr_jax.pytorch.state import State
+from dossr_jax.pytorch.state import State, to_ours, to_torch
+from dossr_jax.pytorch.tables import Row
 from dossr_jax.weights import Lazy
 
 # Fields of Settings that every system reads.
@@ -109,6 +111,36 @@ class Part(NamedTuple):
     prefix: str
     marks: tuple[str, ...]
     rename: Callable[[str], str] = str
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyTable:
+    """Conversion of a model whose configuration follows from its keys, both ways.
+
+    Attributes:
+      rows: a configuration's table, which names every tensor.
+      infer: (checkpoint, variant) -> configuration.
+      buffers: names of tensors that hold no learning; they are computed, and do not come back.
+    """
+
+    rows: Callable[[Any], list[Row]]
+    infer: Callable[[State, str | None], ModelConfig]
+    buffers: re.Pattern[str] | None = None
+
+    def read(self, state: State, variant: str | None = None) -> Model:
+        """The model of a checkpoint.
+
+        Raises:
+          UserError: listing every missing, extra, doubled and misshapen key.
+        """
+        config, buffers = self.infer(state, variant), self.buffers
+        if buffers is not None:
+            state = state.select(lambda name: not buffers.fullmatch(name))
+        return Model(config, to_ours(self.rows(config), state))
+
+    def export(self, model: Model) -> dict[str, Lazy]:
+        """A model's tensors under PyTorch's names, bit for bit."""
+        return to_torch(self.rows(model.config), State("the model", model.tensors))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dossr_jax.errors import UserError
 from dossr_jax.pytorch.state import State
@@ -22,7 +23,7 @@ def recognise(states: Sequence[State]) -> tuple[System, State]:
     for system, found in fitting:
         if len(found) == len(system.parts) > 0 and _files(found) == len(states):
             return system, _join(found)
-    return _refuse(states, fitting)
+    _refuse(states, fitting)
 
 
 def _parts(system: System, states: Sequence[State]) -> dict[Part, tuple[State, State]]:
@@ -64,7 +65,7 @@ def _join(found: dict[Part, tuple[State, State]]) -> State:
 def _refuse(
     states: Sequence[State],
     fitting: Sequence[tuple[System, dict[Part, tuple[State, State]]]],
-) -> tuple[System, State]:
+) -> NoReturn:
     """Say what the files look like and what is missing."""
     sources = ", ".join(state.source for state in states)
     system, found = max(fitting, key=lambda pair: (_files(pair[1]), len(pair[1])))

@@ -22,9 +22,9 @@ from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet
 from dossr_jax.pytorch.infer import infer_rrdb
 from dossr_jax.pytorch.ncnn import read_ncnn
 from dossr_jax.pytorch.readers import find_in_wheel, read_checkpoint
-from dossr_jax.pytorch.state import State, to_ours, to_torch
+from dossr_jax.pytorch.state import State
 from dossr_jax.pytorch.tables import RRDB_PREFIX, rrdb_table
-from dossr_jax.systems.base import Geometry, Model, Part, Run, System
+from dossr_jax.systems.base import Geometry, KeyTable, Part, Run, System
 from dossr_jax.systems.files import is_model, open_model
 from dossr_jax.weights import Kind, Lazy
 
@@ -102,7 +102,7 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
         if state.has(RRDB_PREFIX):
             state = state.below(RRDB_PREFIX)
         state = state.rename(new_name)
-    model = _read(state)
+    model = _KEYS.read(state)
     return model.config, model.tensors
 
 
@@ -126,20 +126,12 @@ def preprocessor(path: str | Path, dtype: Any = jnp.float32) -> RRDBNet:
     return model
 
 
-def _read(state: State, variant: str | None = None) -> Model:
-    config = infer_rrdb(state)
-    return Model(config, to_ours(rrdb_table(config), state))
-
-
-def _export(model: Model) -> dict[str, Lazy]:
-    return to_torch(rrdb_table(model.config), State("the model", model.tensors))
-
-
 def _restore(model: RRDBNet, lr: Array, run: Run) -> method.Restoration:
     fold = model.config.fold
     return method.Restoration.of(run.apply(model.pre_restore, [lr], [fold], UPSCALE * fold, 3))
 
 
+_KEYS = KeyTable(rrdb_table, lambda state, variant: infer_rrdb(state))
 SYSTEM = System(
     name="rrdb",
     title="RRDBNet",
@@ -148,8 +140,8 @@ SYSTEM = System(
     geometry=lambda config: Geometry(UPSCALE * config.fold, 1),
     restore=_restore,
     parts=(Part("RRDBNet", "", ("body.0.rdb1.conv1.weight",), new_name),),
-    read=_read,
-    export=_export,
+    read=_KEYS.read,
+    export=_KEYS.export,
     single=True,
     published={"Real-ESRGAN": RRDBConfig()},
 )

@@ -7,8 +7,7 @@ from jax import Array
 
 from dossr_jax import method
 from dossr_jax.models.rrdbnet import UPSCALE, enlarge
-from dossr_jax.pytorch.state import State, to_ours, to_torch
-from dossr_jax.systems.base import Geometry, Model, Part, Run, System
+from dossr_jax.systems.base import Geometry, KeyTable, Part, Run, System
 from dossr_jax.systems.dasr.config import DASRConfig
 from dossr_jax.systems.dasr.keys import (
     GENERATOR_PREFIX,
@@ -17,7 +16,6 @@ from dossr_jax.systems.dasr.keys import (
     infer_dasr,
 )
 from dossr_jax.systems.dasr.networks import DASR
-from dossr_jax.weights import Lazy
 
 
 def _restore(model: DASR, lr: Array, run: Run) -> method.Restoration:
@@ -32,15 +30,7 @@ def _restore(model: DASR, lr: Array, run: Run) -> method.Restoration:
     return method.Restoration.of(run.apply(generate, [lr], [1], UPSCALE, 3, [weights]))
 
 
-def _read(state: State, variant: str | None = None) -> Model:
-    config = infer_dasr(state)
-    return Model(config, to_ours(dasr_table(config), state))
-
-
-def _export(model: Model) -> dict[str, Lazy]:
-    return to_torch(dasr_table(model.config), State("the model", model.tensors))
-
-
+_KEYS = KeyTable(dasr_table, lambda state, variant: infer_dasr(state))
 SYSTEM = System(
     name="dasr",
     title="DASR",
@@ -52,7 +42,7 @@ SYSTEM = System(
         Part("generator (net_g.pth)", GENERATOR_PREFIX, ("body.0.conv1.weight",)),
         Part("predictor (net_p.pth)", PREDICTOR_PREFIX, ("MappingNet.0.weight",)),
     ),
-    read=_read,
-    export=_export,
+    read=_KEYS.read,
+    export=_KEYS.export,
     whole_image=True,
 )

@@ -8,59 +8,30 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dossr_jax.models.latent import LatentModel
 from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.lora import make_adapters, merge
 from dossr_jax.models.rrdbnet import UPSCALE, enlarge
-from dossr_jax.models.text_encoder import TextEncoder
-from dossr_jax.models.unet import Remat, UNet
-from dossr_jax.models.vae import VAE, posterior_mode, posterior_sample
-from dossr_jax.systems.one_step.config import OneStepConfig, OSEDiffConfig, PiSASRConfig
+from dossr_jax.models.unet import Remat
+from dossr_jax.systems.one_step.config import OSEDiffConfig, PiSASRConfig
 
 
-class OneStep(nnx.Module):
-    """UNet, VAE, text tower, and the embeddings of the two stored prompts.
-
-    Attributes `context` and `negative_context` are (context_length, context_dim) each; only the
-    first is read.
-    """
-
-    def __init__(
-        self, config: OneStepConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
-    ):
-        self.config = config
-        self.unet = UNet(config.unet, remat=remat, **options)
-        self.vae = VAE(config.vae, **options)
-        self.text = None if config.text is None else TextEncoder(config.text, **options)
-        shape = (config.context_length, config.unet.context_dim)
-        make = Factory(**options)
-        self.context = make.constant(shape, 0)
-        self.negative_context = make.constant(shape, 0)
+class OneStep(LatentModel):
+    """Stable Diffusion 2.1 evaluated once; of the two stored prompts the first alone is read."""
 
     def pre_restore(self, lr: Array) -> Array:
         """LR image (b, h, w, 3) in [0, 1] -> (b, 4h, 4w, 3): enlarged, nothing else is done."""
         return jnp.clip(enlarge(lr, (UPSCALE * lr.shape[1], UPSCALE * lr.shape[2])), 0, 1)
 
-    def encode(self, image: Array) -> tuple[Array, Array]:
-        """Posterior moments (b, h/f, w/f, 2 z) of an image in [0, 1]; a hint has the same."""
-        moments = self.vae.encode(2 * image - 1)
-        return moments, moments
-
-    def latents(self, moments: Array, noise: Array | None = None) -> Array:
-        """Scaled latents: a posterior sample with the given noise, or the mode without."""
-        z = posterior_mode(moments) if noise is None else posterior_sample(moments, noise)
-        return z * self.config.vae.scale_factor
-
     def predict(self, x: Array, t: Array, context: Array) -> Array:
         """The UNet's output for x (b, h, w, z), t (b,) and one prompt's embedding (m, d)."""
         return self.unet(x, t, jnp.broadcast_to(context, (x.shape[0], *context.shape)))
 
-    def decode(self, latents: Array) -> Array:
-        """Scaled latents -> image (b, f h, f w, 3), about [0, 1], not clipped."""
-        return (self.vae.decode(latents / self.config.vae.scale_factor) + 1) / 2
-
 
 class OSEDiff(OneStep):
     """OSEDiff's networks: adapters `lora` of the UNet and of the VAE's encoder."""
+
+    config: OSEDiffConfig
 
     def __init__(
         self, config: OSEDiffConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]
@@ -79,6 +50,8 @@ class OSEDiff(OneStep):
 
 class PiSASR(OneStep):
     """PiSA-SR's networks: adapters `pixel_lora` and `semantic_lora` of the UNet."""
+
+    config: PiSASRConfig
 
     def __init__(
         self, config: PiSASRConfig, *, remat: Remat = "none", **options: Unpack[LayerOptions]

@@ -14,8 +14,8 @@ from dossr_jax.image import color_fix, enlarge_as_torch
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.models.unet import Remat
-from dossr_jax.pytorch.state import State, to_ours, to_torch
-from dossr_jax.systems.base import Geometry, Model, Part, Run, System
+from dossr_jax.pytorch.state import State
+from dossr_jax.systems.base import Geometry, KeyTable, Part, Run, System
 from dossr_jax.systems.resshift.config import ResShiftConfig, published_sampler
 from dossr_jax.systems.resshift.keys import (
     BUFFERS,
@@ -27,7 +27,6 @@ from dossr_jax.systems.resshift.keys import (
 )
 from dossr_jax.systems.resshift.networks import VQ, SwinUNet
 from dossr_jax.systems.resshift.process import solver_table
-from dossr_jax.weights import Lazy
 
 
 class ResShift(nnx.Module):
@@ -100,17 +99,12 @@ def _published(variant: str) -> ResShiftConfig:
     return ResShiftConfig(process=PROCESSES[variant], sampler=published_sampler(_steps(variant)))
 
 
-def _read(state: State, variant: str | None) -> Model:
+def _infer(state: State, variant: str | None) -> ResShiftConfig:
     assert variant is not None
-    config = infer_resshift(state, PROCESSES[variant], _steps(variant))
-    state = state.select(lambda name: not BUFFERS.fullmatch(name))
-    return Model(config, to_ours(resshift_table(config), state))
+    return infer_resshift(state, PROCESSES[variant], _steps(variant))
 
 
-def _export(model: Model) -> dict[str, Lazy]:
-    return to_torch(resshift_table(model.config), State("the model", model.tensors))
-
-
+_KEYS = KeyTable(resshift_table, _infer, BUFFERS)
 SYSTEM = System(
     name="resshift",
     title="ResShift",
@@ -129,8 +123,8 @@ SYSTEM = System(
         Part("autoencoder (autoencoder_vq_f4.pth)", VQ_PREFIX, ("quantize.embedding.weight",)),
     ),
     variants={"s15": r"_s15_", "s4": r"_s4(_|\.)", "sinsr": r"(?i)sinsr"},
-    read=_read,
-    export=_export,
+    read=_KEYS.read,
+    export=_KEYS.export,
     published={
         "ResShift, 4 steps": _published("s4"),
         "ResShift, 15 steps": _published("s15"),

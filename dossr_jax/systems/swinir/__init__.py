@@ -8,12 +8,10 @@ from jax import Array
 from dossr_jax import method
 from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.pytorch.state import State, to_ours, to_torch
-from dossr_jax.systems.base import Geometry, Model, Part, Run, System
+from dossr_jax.systems.base import Geometry, KeyTable, Part, Run, System
 from dossr_jax.systems.swinir.config import SwinIRConfig
 from dossr_jax.systems.swinir.keys import BUFFERS, infer_swinir, swinir_table
 from dossr_jax.systems.swinir.networks import SwinIR
-from dossr_jax.weights import Lazy
 
 MARK = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
 
@@ -35,17 +33,7 @@ def _restore(model: SwinIR, lr: Array, run: Run) -> method.Restoration:
     return method.Restoration.of(run.apply(enlarge, [lr], [window], UPSCALE * window, 3))
 
 
-def read(state: State, variant: str | None = None) -> Model:
-    """Read a SwinIR under PyTorch's names."""
-    config = infer_swinir(state)
-    state = state.select(lambda name: not BUFFERS.fullmatch(name))
-    return Model(config, to_ours(swinir_table(config), state))
-
-
-def _export(model: Model) -> dict[str, Lazy]:
-    return to_torch(swinir_table(model.config), State("the model", model.tensors))
-
-
+_KEYS = KeyTable(swinir_table, lambda state, variant: infer_swinir(state), BUFFERS)
 SYSTEM = System(
     name="swinir",
     title="SwinIR",
@@ -54,8 +42,8 @@ SYSTEM = System(
     geometry=_geometry,
     restore=_restore,
     parts=(Part("network", "", (MARK,)),),
-    read=read,
-    export=_export,
+    read=_KEYS.read,
+    export=_KEYS.export,
     single=True,
     published={
         "SwinIR-M": SwinIRConfig(),
