@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dossr_jax import files, options
+import jax
+
+from dossr_jax import engines, files, options
 from dossr_jax.commands import command_line
+from dossr_jax.engines import Engine
 from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.folder import preview
 from dossr_jax.folder.finding import Found, Problems, find
@@ -20,8 +23,9 @@ from dossr_jax.folder.manifest import NAME, Manifest, Parameters
 from dossr_jax.folder.model import hash_of_model
 from dossr_jax.folder.naming import SAME, Naming, name_results
 from dossr_jax.folder.planning import Task, check_room, plan, seconds_per_pixel
+from dossr_jax.folder.progress import Outcome
 from dossr_jax.folder.report import write_report
-from dossr_jax.folder.run import STAGES, Outcome, Run, Writing
+from dossr_jax.folder.run import STAGES, Job, Writing
 from dossr_jax.pipeline import Settings
 
 _EXAMPLES = f"""\
@@ -49,6 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(parser)
+    engines.add_options(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The inputs and options of :func:`restore`."""
     parser.add_argument("input", nargs="+", help="image files, and folders with images in them")
     parser.add_argument("--output", "-o", required=True, type=Path, help="folder for the results")
     parser.add_argument(
@@ -102,7 +113,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="leave model, settings and version out of the results' metadata",
     )
     options.add_options(parser, default_model="dossr-mini")
-    return parser
 
 
 @command_line("stopped; results so far are complete, the same command goes on from there")
@@ -115,6 +125,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # No name of a file is beyond any console.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     args = make_parser().parse_args(arguments)
+    if engines.join(args) == 1:
+        return restore(args, engines.Here())
+    if jax.process_index():
+        return engines.follow(args)
+    together = engines.Together()
+    return together.lead(lambda: restore(args, together))
+
+
+def restore(args: argparse.Namespace, engine: Engine) -> int:
+    """Restore what parsed arguments name; returns the exit status.
+
+    Raises:
+      UserError: what concerns the whole run, in one line.
+    """
     problems = Problems()
     request = _check(args, problems)
     if problems:
@@ -123,10 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     manifest = Manifest(args.output)
     begin = time.perf_counter()
-    upscaler = options.load(args)
+    settings = engine.prepare(args, request.fields)
     loaded = time.perf_counter() - begin
-    settings = upscaler.settings(**request.fields)
-    next(upscaler.stream((), settings), None)  # raises for a prompt that the model cannot have
     parameters = _parameters(settings, args, request.hashes)
     tasks = plan(
         request.found.inputs,
@@ -149,7 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if task.action == "kept":
             print(f"{task.input.path}: kept, {task.reason} (--overwrite replaces it)")
     writing = Writing(args.quality, args.strip_metadata, args.record)
-    outcome = Run(upscaler, settings, tasks, manifest, parameters, writing).run()
+    job = Job(args.output, settings, parameters, writing)
+    folders = {(args.output / task.target).parent for task in tasks}
+    with manifest.writing({args.output, *folders}):
+        outcome = engine.restore(tasks, job, manifest.put)
     print(_summary(outcome, tasks, args.output) + f" (model loaded in {loaded:.1f} s)")
     if args.report is not None:
         write_report(args.report, tasks, manifest, parameters)

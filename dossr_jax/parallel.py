@@ -1,4 +1,4 @@
-"""Devices: the mesh, what is split over it, and joining several processes.
+"""Devices: the mesh, what is split over it, joining several processes and passing notes.
 
 The only file that names mesh axes. Batches are sharded over both axes. Parameters, their EMA and
 the optimizer's moments are sharded over `fsdp`; the step gathers a parameter where it is used.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dossr_jax.errors import UserError
@@ -21,6 +23,7 @@ DATA, FSDP = "data", "fsdp"
 # Smaller arrays (biases, norms) are kept whole: gathering them costs more than they take.
 _MIN_SPLIT = 2**14
 
+_FOREVER = 2**31 - 1  # ms, 25 days: JAX ends a process when it misses another one's heartbeat
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 # Any of these says that a cluster starts the processes; jax.distributed finds out the rest.
 _CLUSTER_VARIABLES = (
@@ -33,35 +36,64 @@ _CLUSTER_VARIABLES = (
 )
 
 
-def initialize_distributed() -> None:
-    """Join the other processes of a run, if the environment names any.
+def initialize_distributed(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> bool:
+    """Join the other processes of a run, if the arguments or the environment name any.
 
     Slurm, Open MPI, GKE and TPU VMs are recognised by JAX. By hand: JAX_COORDINATOR_ADDRESS
-    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Call it before anything asks for devices.
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or all three arguments, which go before.
+    Call it before anything asks for devices.
+
+    Returns:
+      Whether there are such names, be it of a run of one process.
 
     Raises:
       UserError: the processes do not find each other.
     """
     if jax.distributed.is_initialized():
-        return
+        return True
     found = {name: os.environ[name] for name in _CLUSTER_VARIABLES if os.environ.get(name)}
     # A Slurm job of one task, or a TPU VM that lists only itself, has no other processes.
     one_task = "SLURM_JOB_NUM_NODES" in os.environ and os.environ.get("SLURM_NTASKS") == "1"
     one_host = found.keys() == {_TPU_HOSTS} and "," not in found[_TPU_HOSTS]
-    if not found or one_task or one_host:
-        return
+    if coordinator is None and (not found or one_task or one_host):
+        return bool(found)
     numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     options: dict[str, Any] = {
         option: int(os.environ[name]) for option, name in numbers.items() if name in os.environ
     }
+    given = {"num_processes": processes, "process_id": process}
+    options |= {option: value for option, value in given.items() if value is not None}
     try:
-        jax.distributed.initialize(os.environ.get("JAX_COORDINATOR_ADDRESS"), **options)
+        address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+        jax.distributed.initialize(address, **options)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot join the other processes ({reason}); set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset them all"
         ) from error
+    return True
+
+
+def send(name: str, value: Any) -> None:
+    """Leave a value, which is pickled, for :func:`receive` in any process; each name is used once.
+
+    It goes by the service that joined the processes. Collectives of devices would give up where
+    one process works for hours while another one waits.
+    """
+    _client().key_value_set_bytes(name, pickle.dumps(value))
+
+
+def receive(name: str) -> Any:
+    """The value of a name, as soon as some process has sent it."""
+    return pickle.loads(_client().blocking_key_value_get_bytes(name, _FOREVER))
+
+
+def _client() -> Any:
+    # JAX's own code and Orbax use it so; there is no public name.
+    return distributed.global_state.client
 
 
 def make_mesh(fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:

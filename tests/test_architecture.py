@@ -146,7 +146,8 @@ ALLOWED = {
         "temporary",
     },
     "folder": {"errors", "files", "image_io", "pages", "pipeline", "systems"},
-    "cli": {"commands", "errors", "files", "folder", "options", "pipeline"},
+    "engines": {"errors", "folder", "options", "parallel", "pipeline"},
+    "cli": {"commands", "engines", "errors", "files", "folder", "options", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
 OPTIONAL = (

@@ -162,7 +162,7 @@ class _Search:
         return _unwanted(path.name)
 
     def _file_reason(self, path: Path) -> str | None:
-        if path.name == manifest.NAME or os.path.realpath(path) in self.found.results:
+        if manifest.is_manifest(path.name) or os.path.realpath(path) in self.found.results:
             return "from an earlier run"
         if unwanted := _unwanted(path.name):
             return unwanted

@@ -3,6 +3,10 @@
 A line of JSON is added before a result is written, with the status "started", and another when it
 has its name or has failed. So whatever moment a run is killed at, the next one knows which files
 are results, and which of them are complete.
+
+Where several processes share a run, the first one writes this file and each of the others a part of
+its own beside it, `dossr.1.jsonl` and so on. The first one puts their records into the manifest at
+the end; the next run does so if that never came.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dossr_jax import files
 from dossr_jax.errors import UserError
 
 NAME = "dossr.jsonl"
+_PART = re.compile(r"dossr\.\d+\.jsonl")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 Status = Literal["started", "restored", "failed"]
@@ -91,24 +96,83 @@ def content_of(path: Path) -> Content:
     return Content(status.st_size, status.st_mtime_ns, digest)
 
 
+def is_manifest(name: str) -> bool:
+    """Whether a file is a manifest, or a part of one, by its name."""
+    return name == NAME or _PART.fullmatch(name) is not None
+
+
 def read_records(folder: Path) -> dict[str, Record]:
     """The last record of every result in a folder; none where there is no manifest.
 
     Raises:
       UserError: the manifest cannot be read.
     """
-    return _parse(_read(folder / NAME))
+    return _parse(b"\n".join(map(_read, [folder / NAME, *_parts(folder)])))
 
 
-class Manifest:
+class _Lines:
+    """A file that records are added to while it is open."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    @contextlib.contextmanager
+    def _open(self, mode: Literal["ab", "wb"]) -> Iterator[BinaryIO]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, mode, buffering=0)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+        with file:
+            self._file = file
+            yield file
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None, "the file is not open"
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+
+class Part(_Lines):
+    """What one of the other processes of a run records, until the first one has taken it over.
+
+    Attributes:
+      records: in their order.
+    """
+
+    def __init__(self, folder: Path, process: int):
+        super().__init__(folder / f"dossr.{process}.jsonl")
+        self.records: list[Record] = []
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open it, empty. Raises UserError if it cannot be written."""
+        with self._open("wb"):
+            yield
+
+    def put(self, record: Record) -> None:
+        """Add a record; it is in the file when this returns. Raises UserError if it cannot be."""
+        self.records.append(record)
+        self._write(_line(record))
+
+    def remove(self) -> None:
+        """Remove it, for the manifest has its records."""
+        with contextlib.suppress(OSError):  # The next run does it.
+            self._path.unlink()
+
+
+class Manifest(_Lines):
     """The manifest of an output folder, by :attr:`records`; written between enter and exit."""
 
     def __init__(self, folder: Path):
+        super().__init__(folder / NAME)
         self.folder = folder
-        self._path = folder / NAME
         self._content = _read(self._path)
-        self.records = _parse(self._content)
-        self._file: BinaryIO | None = None
+        self.records = read_records(folder)
+        self._made: set[str] = set()
 
     @contextlib.contextmanager
     def writing(self, folders: Iterable[Path]) -> Iterator[None]:
@@ -119,22 +183,21 @@ class Manifest:
         Raises:
           UserError: it cannot be written, or another run writes it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "ab", buffering=0)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
-        with self._file:
-            self._lock(self._file)
+        with self._open("ab") as file:
+            self._lock(file)
             if self._content and not self._content.endswith(b"\n"):
                 self._write(b"\n")  # a torn line of a killed run
+            self._take_over_parts()
             for folder in folders:
                 _remove_temporary(folder)
             yield
         kept = [
             record
-            for _, record in sorted(self.records.items())
-            if record.status == "failed" or (self.folder / record.output).exists()
+            for output, record in sorted(self.records.items())
+            # Network drives may show a result of another machine late.
+            if record.status == "failed"
+            or output in self._made
+            or (self.folder / record.output).exists()
         ]
         content = b"".join(map(_line, kept))
         if content != _read(self._path):
@@ -143,14 +206,17 @@ class Manifest:
     def put(self, record: Record) -> None:
         """Add a record; it is in the file when this returns. Raises UserError if it cannot be."""
         self.records[record.output] = record
+        if record.status == "restored":
+            self._made.add(record.output)
         self._write(_line(record))
 
-    def _write(self, line: bytes) -> None:
-        assert self._file is not None, "the manifest is not open"
-        try:
-            self._file.write(line)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
+    def _take_over_parts(self) -> None:
+        for part in _parts(self.folder):
+            self._write(_read(part) + b"\n")
+            try:
+                part.unlink()
+            except OSError as error:  # It would count as newer than what follows.
+                raise _cannot_write(part, error) from error
 
     def _lock(self, file: BinaryIO) -> None:
         busy = UserError(
@@ -167,6 +233,13 @@ class Manifest:
             pass
         if _read(self._path) != self._content:
             raise busy
+
+
+def _parts(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in sorted(filter(_PART.fullmatch, os.listdir(folder)))]
+    except OSError:  # no such folder, or it is said where the manifest is read
+        return []
 
 
 def _remove_temporary(folder: Path) -> None:

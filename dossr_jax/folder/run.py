@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from dossr_jax import files
 from dossr_jax.errors import UserError
 from dossr_jax.files import Metadata, Photo
-from dossr_jax.folder.manifest import Content, Manifest, Parameters, Record, content_of
+from dossr_jax.folder.manifest import Content, Parameters, Record, content_of
 from dossr_jax.folder.planning import Task, relative_to
 from dossr_jax.pipeline import RestoredPhoto, Settings, Upscaler, restore_photos
 
@@ -25,7 +22,6 @@ STAGES = ("pre_restored", "decoded")
 PARAMETERS = "Parameters"
 # Bytes of pixels that may wait for others of their size to run with.
 _MOST_WAITING = 300 * 10**6
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,12 +41,37 @@ class Writing:
     record: bool = True
 
 
-@dataclasses.dataclass
-class Outcome:
-    """What became of a run: seconds of every result, and the inputs that failed."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is the same for all tasks of a run: with the model, all that a worker needs.
 
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    failed: list[Path] = dataclasses.field(default_factory=list)
+    Attributes:
+      folder: of the results.
+    """
+
+    folder: Path
+    settings: Settings
+    parameters: Parameters
+    writing: Writing
+
+    def record(self, task: Task) -> Record:
+        """That the task was started; its input is not read yet."""
+        return Record(
+            output=task.target.as_posix(),
+            stages=tuple(stage.as_posix() for stage in task.stages),
+            input=relative_to(task.input.path, self.folder),
+            status="started",
+            content=None,
+            parameters=dataclasses.asdict(self.parameters),
+        )
+
+    def failed(self, task: Task, error: Exception) -> Record:
+        """That the task failed, and why."""
+        return _failed(self.record(task), task, error)
+
+    def elsewhere(self) -> Job:
+        """The same for a process with another working directory."""
+        return dataclasses.replace(self, folder=self.folder.absolute())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,47 +85,42 @@ class _Read:
 
 @dataclasses.dataclass
 class Run:
-    """Restores and writes what `tasks` say, a line for each; a failure stops no other.
+    """Restores and writes what tasks say, whoever keeps the books; a failure stops no other.
 
-    All results pass through one thread that writes files, the manifest and the screen.
+    All results pass through one thread, which writes files and calls both functions.
+
+    Attributes:
+      started: gets the record of a task before its files are written.
+      done: gets every task and its last record, "restored" or "failed".
     """
 
     upscaler: Upscaler
-    settings: Settings
-    tasks: Sequence[Task]
-    manifest: Manifest
-    parameters: Parameters
-    writing: Writing
+    job: Job
+    started: Callable[[Record], None]
+    done: Callable[[Task, Record], None]
 
     def __post_init__(self) -> None:
-        self._outcome = Outcome()
         self._last: Future[None] | None = None
-        self._count = sum(task.action in ("restore", "impossible") for task in self.tasks)
 
-    def run(self) -> Outcome:
-        """Run it, once.
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Do the tasks that say "restore", and fail those that say "impossible".
 
         Raises:
-          UserError: settings that the model cannot have, or the manifest cannot be written.
+          UserError: settings that the model cannot have. What `started` and `done` raise, too.
         """
-        todo = [task for task in self.tasks if task.action == "restore"]
-        folders = {(self.manifest.folder / task.target).parent for task in self.tasks}
-        # The pixels of results, not files, take the time.
-        total = sum(task.pixels for task in todo)
         with (
-            self.manifest.writing({self.manifest.folder, *folders}),
             ThreadPoolExecutor(1, "write") as self._writer,
             ThreadPoolExecutor(1, "read") as reader,
-            tqdm(total=total or None, bar_format=_BAR, dynamic_ncols=True) as self._bar,
         ):
-            for task in self.tasks:
+            for task in tasks:
                 if task.action == "impossible":
                     self._hand_over(task, None, UserError(f"{task.input.path}: {task.reason}"))
+            todo = (task for task in tasks if task.action == "restore")
             for read, restored in self._restored(self._photos(ahead(reader, _read, todo))):
                 self._hand_over(read.task, read, restored)
             if self._last:
                 self._last.result()
-        return self._outcome
+                self._last = None
 
     def _photos(
         self, readings: Iterable[tuple[Task, tuple[_Read, Photo] | UserError]]
@@ -132,7 +148,7 @@ class Run:
             more = False
 
         while more:
-            for read, restored in restore_photos(self.upscaler, some(), self.settings):
+            for read, restored in restore_photos(self.upscaler, some(), self.job.settings):
                 del waiting[read.task.target]
                 yield read, restored
 
@@ -145,27 +161,20 @@ class Run:
         self._last = self._writer.submit(self._finish, task, read, outcome)
 
     def _finish(self, task: Task, read: _Read | None, outcome: RestoredPhoto | UserError) -> None:
-        record = Record(
-            output=task.target.as_posix(),
-            stages=tuple(stage.as_posix() for stage in task.stages),
-            input=relative_to(task.input.path, self.manifest.folder),
-            status="started",
-            content=read.content if read else None,
-            parameters=dataclasses.asdict(self.parameters),
-        )
+        content = read.content if read else None
+        record = dataclasses.replace(self.job.record(task), content=content)
         try:
             if read is None or isinstance(outcome, UserError):
                 raise UserError(str(outcome))
-            self.manifest.put(record)
+            self.started(record)
             record = self._write(task, read, outcome, record)
         except Exception as error:  # What no one foresaw in a file stops no other, either.
-            record = dataclasses.replace(record, status="failed", notes=(_line(task, error),))
-        self.manifest.put(record)
-        self._tell(task, record)
+            record = _failed(record, task, error)
+        self.done(task, record)
 
     def _write(self, task: Task, read: _Read, restored: RestoredPhoto, record: Record) -> Record:
         """Write the files of a result; returns its record."""
-        folder, quality = self.manifest.folder, self.writing.quality
+        folder, quality = self.job.folder, self.job.writing.quality
         for file, stage in zip(task.stages, STAGES, strict=False):
             photo = getattr(restored, stage)
             if photo is None:
@@ -187,29 +196,13 @@ class Run:
     def _marked(self, photo: Photo) -> Photo:
         """With the metadata that are asked for."""
         metadata = photo.metadata
-        if self.writing.strip:
+        if self.job.writing.strip:
             metadata = Metadata(dpi=metadata.dpi)
-        if self.writing.record:
+        if self.job.writing.record:
             others = (entry for entry in metadata.text if entry[0] != PARAMETERS)
-            text = self.parameters.text()
+            text = self.job.parameters.text()
             metadata = dataclasses.replace(metadata, text=(*others, (PARAMETERS, text)))
         return dataclasses.replace(photo, metadata=metadata)
-
-    def _tell(self, task: Task, record: Record) -> None:
-        if record.status == "failed":
-            self._outcome.failed.append(task.input.path)
-            self._bar.write(f"error: {record.notes[0]}", file=sys.stderr)
-        else:
-            self._outcome.seconds.append(record.seconds)
-            sides = f"{record.width}x{record.height}"
-            path = self.manifest.folder / task.target
-            self._bar.write(f"{path}  {sides}  {record.seconds:.1f} s")
-            for note in record.notes:
-                self._bar.write(f"note: {task.input.path}: {note}")
-        done = len(self._outcome.seconds) + len(self._outcome.failed)
-        self._bar.set_description_str(f"{done} of {self._count} ", refresh=False)
-        if task.action == "restore":
-            self._bar.update(task.pixels)
 
 
 def ahead(
@@ -234,6 +227,10 @@ def _read(task: Task) -> tuple[_Read, Photo] | UserError:
     except Exception as error:  # Decoders raise almost anything on damaged data.
         return UserError(_line(task, error))
     return _Read(task, content, photo.notes), photo
+
+
+def _failed(record: Record, task: Task, error: Exception) -> Record:
+    return dataclasses.replace(record, status="failed", notes=(_line(task, error),))
 
 
 def _line(task: Task, error: Exception) -> str:
