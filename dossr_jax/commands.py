@@ -57,6 +57,7 @@ plan = functools.partial(launch, "dossr_jax.plan.__main__")
 convert = functools.partial(launch, "dossr_jax.convert.__main__")
 evaluate = functools.partial(launch, "dossr_jax.evaluate.__main__")
 crosscheck = functools.partial(launch, "dossr_jax.crosscheck")
+ray = functools.partial(launch, "dossr_jax.ray.__main__")
 
 
 def command_line(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:

@@ -148,6 +148,7 @@ ALLOWED = {
     "folder": {"errors", "files", "image_io", "pages", "pipeline", "systems"},
     "engines": {"errors", "folder", "options", "parallel", "pipeline"},
     "cli": {"commands", "engines", "errors", "files", "folder", "options", "pipeline"},
+    "ray": {"cli", "commands", "config", "engines", "errors", "folder", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
 OPTIONAL = (
@@ -155,6 +156,7 @@ OPTIONAL = (
     "diffusers",
     "transformers",
     "pyiqa",
+    "ray",
     "ssimulacra2",
     "flip_evaluator",
 )
