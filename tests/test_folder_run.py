@@ -312,6 +312,35 @@ def test_lines_that_are_not_ours_are_passed_over(album, tmp_path):
     assert tree(out) == before
 
 
+def test_parts_that_other_processes_left_are_taken_over(album, tmp_path):
+    """What a run records later counts, and a part is nobody's input."""
+    restore(album, output=album, options=["--suffix", "_x2"])
+    whole = tree(album)
+    first, *others = whole[LISTED].splitlines(keepends=True)
+    failed = json.dumps(json.loads(first) | {"status": "failed", "notes": ["old"]}).encode()
+    (album / LISTED).write_bytes(failed[:50])
+    (album / "dossr.1.jsonl").write_bytes(failed + b"\n" + b"".join(others)[:-20])
+    (album / "dossr.10.jsonl").write_bytes(others[-1])
+    before = times(album)
+    status, told, _ = restore(album, output=album, options=["--suffix", "_x2"])
+    assert status == 0 and "1 restored" in told[-1] and "2 unchanged" in told[-1]
+    assert redone(album, before) == {"a_x2.png"}
+    assert tree(album) == whole
+
+
+def test_a_part_is_written_line_by_line_and_removed_when_it_is_no_longer_needed(album, tmp_path):
+    restore(album, output=tmp_path)
+    known = list(manifest.read_records(tmp_path).values())
+    part = manifest.Part(tmp_path / "new", 3)
+    with part.writing():
+        for record in known:
+            part.put(record)
+            assert part.records[-1] == record
+            assert list(manifest.read_records(tmp_path / "new").values()) == part.records
+    part.remove()
+    assert tree(tmp_path / "new") == {}
+
+
 # Foreseen
 
 

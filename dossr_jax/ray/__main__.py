@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dossr_jax import cli
 from dossr_jax.commands import command_line
-from dossr_jax.ray.cluster import add_options, check_options, connect, plan_workers
+from dossr_jax.ray.cluster import add_options, check_options
 from dossr_jax.ray.engine import Cluster
 
 _EXAMPLES = """\
@@ -42,10 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = make_parser().parse_args(arguments)
     check_options(args)
-    connect(args.address)
-    workers = plan_workers(args.accelerator, args.accelerators_per_worker, args.workers)
-    print(f"Ray: {workers}", flush=True)
-    return cli.restore(args, Cluster(workers))
+    return cli.restore(args, Cluster())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Workers:
     each: int
 
     def __str__(self) -> str:
-        return f"{self.count} workers with {self.each} {KINDS[self.kind]} each"
+        return f"{self.count} worker(s) with {self.each} {KINDS[self.kind]} each"
 
     @property
     def resources(self) -> dict[str, Any]:
@@ -114,21 +115,36 @@ def connect(address: str) -> None:
     import ray  # pyright: ignore[reportMissingImports]
     import ray.data  # pyright: ignore[reportMissingImports] - sets the level of its messages
 
+    _knock(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises almost anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"--address {address}: no Ray cluster can be reached ({reason}); start one with "
-            "'ray start --head', or give --address local"
-        ) from error
+        raise _unreachable(address, error) from error
     if main:
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place of the command's.
     # Its bars and reports of every data set would fall between our lines.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _knock(address: str) -> None:
+    """Check that somebody listens at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(
+        f"--address {address}: no Ray cluster can be reached ({reason}); start one with "
+        "'ray start --head', or give --address local"
+    )
 
 
 def plan_workers(

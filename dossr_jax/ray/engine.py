@@ -1,8 +1,9 @@
-"""The tasks of a command line on a Ray cluster: workers restore and write, the driver records."""
+"""The tasks of a command line on a Ray cluster: workers do them, the driver keeps the books."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dossr_jax.folder.progress import Outcome, Progress
 from dossr_jax.folder.run import Job, Run
 from dossr_jax.folder.sharing import elsewhere
 from dossr_jax.pipeline import Settings, Upscaler
-from dossr_jax.ray.cluster import Workers, path_of_model
+from dossr_jax.ray.cluster import Workers, connect, path_of_model, plan_workers
 
 # Tasks that a worker gets at a time, per image of a batch: enough to read and write beside the
 # device, few to do again where a worker dies.
@@ -30,19 +31,22 @@ Numbered = tuple[int, Task]
 
 
 class Cluster:
-    """Workers of a cluster that this process is connected to; they see the same files.
+    """Workers of a Ray cluster, which see the files that this process does.
 
     All tasks are recorded as started before any is handed out: only the driver writes the manifest.
     Tasks of a worker that dies are done again by others, from the first of those it had.
     """
 
-    def __init__(self, workers: Workers):
-        self._workers = workers
+    _workers: Workers
+    _args: argparse.Namespace
 
     def prepare(self, args: argparse.Namespace, fields: dict[str, Any]) -> Settings:
-        """A worker loads the model for this, so that the driver needs no accelerator."""
+        """Connect; a worker loads the model for this, so that the driver needs no accelerator."""
         import ray  # pyright: ignore[reportMissingImports]
 
+        connect(args.address)
+        self._workers = plan_workers(args.accelerator, args.accelerators_per_worker, args.workers)
+        print(f"Ray: {self._workers}", flush=True)
         self._args = _elsewhere(args)
         first = ray.remote(max_calls=1, **self._workers.resources)(_examine)
         answer = first.remote(self._workers, self._args, fields, dossr_jax.__version__)
@@ -83,41 +87,73 @@ class Cluster:
         if not waiting:
             return
         import ray  # pyright: ignore[reportMissingImports]
+        from ray.util.client import ray as client  # pyright: ignore[reportMissingImports]
 
-        most = (
-            1
-            if alone
-            else tasks_at_a_time(len(waiting), self._workers.count, job.settings.batch_size)
-        )
+        most = 1
+        if not alone:
+            batch = job.settings.batch_size
+            most = tasks_at_a_time(len(waiting), self._workers.count, batch)
         tasks = [(number, elsewhere(task)) for number, task in waiting]
         parts = [tasks[i : i + most] for i in range(0, len(tasks), most)]
-        rows = [{"tasks": pickle.dumps(part)} for part in parts]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        context = dataset.context
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.max_errored_blocks = -1
-        context.execution_no_progress_timeout_s = -1  # A large photo may take long.
-        results = dataset.map_batches(
-            _Restorer,
-            fn_constructor_args=(self._workers, self._args, job.elsewhere()),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                size=min(self._workers.count, len(rows)),
-                # What waits at a worker that dies counts as tried.
-                max_tasks_in_flight_per_actor=1 if alone else 2,
-            ),
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
-            **self._workers.resources,
+        # What waits at a worker that dies counts as tried.
+        ahead = 1 if alone else 2
+        hand_out = functools.partial(
+            _hand_out, _Restorer, self._workers, self._args, job.elsewhere(), parts, ahead, _RETRIES
         )
         with _UserErrors():
-            for batch in results.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            ):
-                table: Any = batch
-                for packed in table["records"].to_pylist():
-                    yield from pickle.loads(packed)
+            if client.is_connected():  # by ray://, where Ray Data has no driver
+                driver = ray.remote(num_cpus=0)(_Driver).remote(hand_out)
+                done = iter(lambda: ray.get(driver.next.remote()), None)
+            else:
+                done = hand_out()
+            for records in done:
+                yield from records
+
+
+def _hand_out(
+    restorer: type[_Restorer],
+    workers: Workers,
+    args: argparse.Namespace,
+    job: Job,
+    parts: Sequence[Sequence[Numbered]],
+    ahead: int,
+    retries: int,
+) -> Iterator[list[tuple[int, Record]]]:
+    """Let workers do parts of the tasks, of which each has `ahead` at a time; yields records."""
+    import ray.data  # pyright: ignore[reportMissingImports]
+
+    rows = [{"tasks": pickle.dumps(part)} for part in parts]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context = dataset.context
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    context.execution_no_progress_timeout_s = -1  # A large photo may take long.
+    results = dataset.map_batches(
+        restorer,
+        fn_constructor_args=(workers, args, job),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=ahead
+        ),
+        max_restarts=-1,
+        max_task_retries=retries,
+        **workers.resources,
+    )
+    batches: Any = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for batch in batches:
+        for packed in batch["records"].to_pylist():
+            yield pickle.loads(packed)
+
+
+class _Driver:
+    """Stands for this process as the driver of Ray Data, on the cluster."""
+
+    def __init__(self, hand_out: Callable[[], Iterator[Any]]):
+        self._done = hand_out()
+
+    def next(self) -> Any:
+        return next(self._done, None)
 
 
 class _Restorer:
