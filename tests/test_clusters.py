@@ -90,7 +90,7 @@ def test_two_processes_restore_every_photo_once_as_one_does(album, arguments, wh
     assert tree(tmp_path) == tree(whole)
 
 
-def test_one_process_goes_on_where_two_were_killed(arguments, tmp_path):
+def test_one_process_goes_on_where_two_were_stopped(arguments, tmp_path):
     album, out = tmp_path / "album", tmp_path / "out"
     for i in range(40):
         save(album / f"{i:02}.png", picture(16, 16, seed=i))
@@ -105,9 +105,12 @@ def test_one_process_goes_on_where_two_were_killed(arguments, tmp_path):
     while not part.exists() or part.read_bytes().count(b"restored") < 3:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    first, second = processes
+    second.send_signal(signal.SIGKILL)
+    first.send_signal(signal.SIGTERM)
+    assert first.communicate(timeout=10)[1].splitlines()[-1].startswith("stopped")
+    assert first.returncode == 143
+    second.communicate()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     (process,) = start_processes(command, 1, 1, **QUICK)
     assert process.communicate(timeout=300) and process.returncode == 0

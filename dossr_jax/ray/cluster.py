@@ -107,7 +107,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def connect(address: str) -> None:
-    """Connect to a cluster, or start one with the address "local".
+    """Connect to a cluster, or start one with the address "local"; a connection there is stays.
 
     Raises:
       UserError: it cannot be reached.
@@ -115,6 +115,8 @@ def connect(address: str) -> None:
     import ray  # pyright: ignore[reportMissingImports]
     import ray.data  # pyright: ignore[reportMissingImports] - sets the level of its messages
 
+    if ray.is_initialized():
+        return
     _knock(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
