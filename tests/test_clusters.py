@@ -233,20 +233,20 @@ def test_a_ray_dataset_has_the_results_of_an_upscaler(arguments):
     run_python(DATASET, arguments[1])
 
 
-@pytest.mark.parametrize("address", ["auto", "localhost:1"])
+@pytest.mark.parametrize("address", ["auto", "ray://localhost:1"])
 def test_a_cluster_that_is_not_there_is_one_line(album, tmp_path, address):
     command = ["-m", "dossr_jax.ray", album, "-o", tmp_path / "out", "--address", address]
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(RAY_ADDRESS="localhost:1"),  # "auto" looks there
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert line.startswith(f"error: --address {address}: ") and "--address local" in line
+    assert line.startswith(f"error: --address {address}: ") and "localhost:1" in line
     assert not (tmp_path / "out").exists()
 
 

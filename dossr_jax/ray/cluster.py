@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
 import signal
 import socket
 import threading
@@ -132,19 +133,28 @@ def connect(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Check that somebody listens at HOST:PORT: Ray would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        try:
+    """Check that somebody listens at HOST:PORT: Ray would try for minutes.
+
+    Of "auto", too: the file that tells Ray of a cluster on this machine outlives it.
+    """
+    place = (os.environ.get("RAY_ADDRESS") if address == AUTO else None) or address
+    try:
+        if place == AUTO:
+            from ray._private import services  # pyright: ignore[reportMissingImports]
+
+            place = services.canonicalize_bootstrap_address_or_die(place)
+        host, colon, port = place.removeprefix("ray://").rpartition(":")
+        if colon and port.isdigit():
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise _unreachable(address, error) from error
+    except OSError as error:  # ConnectionError is one
+        raise _unreachable(address, error, place) from error
 
 
-def _unreachable(address: str, error: Exception) -> UserError:
+def _unreachable(address: str, error: Exception, place: str = "") -> UserError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    at = f"{place}: " if place != address and place else ""
     return UserError(
-        f"--address {address}: no Ray cluster can be reached ({reason}); start one with "
+        f"--address {address}: no Ray cluster can be reached ({at}{reason}); start one with "
         "'ray start --head', or give --address local"
     )
 
