@@ -161,15 +161,15 @@ def start_ray(*command, cwd=ROOT):
     )
 
 
-def deadly(tmp_path, *command, **options):
+def deadly(tmp_path, retries, *command, **options):
     marks = tmp_path / "marks"
     marks.mkdir(exist_ok=True)
-    return start_ray(ROOT / "tests/helpers/deadly_ray.py", marks, *command, **options)
+    return start_ray(ROOT / "tests/helpers/deadly_ray.py", marks, retries, *command, **options)
 
 
 def test_ray_restores_every_photo_once_though_a_worker_is_killed(album, arguments, whole, tmp_path):
     out = tmp_path / "out"
-    assert_only_broken(deadly(tmp_path, album, "-o", out, *arguments))
+    assert_only_broken(deadly(tmp_path, 1, album, "-o", out, *arguments))
     assert (tmp_path / "marks" / "once_c.png").exists()
     assert tree(out) == tree(whole)
 
@@ -178,7 +178,7 @@ def test_a_photo_that_kills_every_worker_is_the_only_one_that_is_not_restored(ar
     album, out = tmp_path / "album", tmp_path / "out"
     for i, name in enumerate(["a.png", "always_b.png", "c.png", "d.png"]):
         save(album / name, picture(16, 16, seed=i))
-    process = deadly(tmp_path, "album", "-o", "out", *arguments, cwd=tmp_path)
+    process = deadly(tmp_path, 0, "album", "-o", "out", *arguments, cwd=tmp_path)
     error = process.communicate(timeout=300)[1].replace("\r", "\n")
     assert process.returncode == 2, error
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]

@@ -6,6 +6,7 @@ import argparse
 import functools
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -128,18 +129,21 @@ def _hand_out(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1
     context.execution_no_progress_timeout_s = -1  # A large photo may take long.
-    results = dataset.map_batches(
-        restorer,
-        fn_constructor_args=(workers, args, job),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=ahead
-        ),
-        max_restarts=-1,
-        max_task_retries=retries,
-        **workers.resources,
-    )
+    with warnings.catch_warnings():
+        # No other way to limit retries yet; 2.64, which has none, is excluded.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        results = dataset.map_batches(
+            restorer,
+            fn_constructor_args=(workers, args, job),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=ahead
+            ),
+            max_restarts=-1,
+            max_task_retries=retries,
+            **workers.resources,
+        )
     batches: Any = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     for batch in batches:
         for packed in batch["records"].to_pylist():

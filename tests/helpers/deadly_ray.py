@@ -1,7 +1,7 @@
 """`python -m dossr_jax.ray` whose workers die while they read certain photos.
 
-python deadly_ray.py FOLDER ARGUMENTS...: of `once_*` the first time, which a file in FOLDER marks,
-and of `always_*` each time, on which they are tried again but once.
+python deadly_ray.py FOLDER RETRIES ARGUMENTS...: of `once_*` the first time, which a file in FOLDER
+marks, and of `always_*` each time; RETRIES in each of the two passes.
 """
 
 import os
@@ -33,5 +33,5 @@ class Deadly(engine._Restorer):
 
 if __name__ == "__main__":
     engine._Restorer = Deadly
-    engine._RETRIES = 1
-    raise SystemExit(main(sys.argv[2:]))
+    engine._RETRIES = int(sys.argv[2])
+    raise SystemExit(main(sys.argv[3:]))
