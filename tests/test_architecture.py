@@ -66,7 +66,8 @@ ALLOWED = {
         "pytorch",
         "weights",
     },
-    "convert": {"commands", "errors", "pytorch", "systems", "weights"},
+    "convert": {"commands", "errors", "pytorch", "schedulers", "systems", "weights"},
+    "schedulers": {"diffusion", "errors", "systems"},
     "method": {"config", "diffusion", "draws", "image", "models"},
     "restore": {
         "area_means",
@@ -212,11 +213,13 @@ def test_host_side_code_needs_no_jax(room):
 
 
 def test_torch_is_imported_inside_functions_of_converter_and_learned_metrics_only():
-    for path in PACKAGE.rglob("*.py"):
+    """But for the scheduler, a class of diffusers, which only functions import."""
+    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "schedulers.py"}:
         top = ast.parse(path.read_text()).body
         for node in top:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 module = getattr(node, "module", None) or node.names[0].name
                 assert module.split(".")[0] not in OPTIONAL, path
+                assert module != "dossr_jax.schedulers", path
         if any(n.split(".")[0] == "torch" for n in imported(path)):
             assert path.parent.name == "pytorch" or path == PACKAGE / "evaluate/learned.py", path

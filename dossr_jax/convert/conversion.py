@@ -182,13 +182,11 @@ def _write(path: Path, to: str, model: Model) -> None:
 def _write_diffusers(path: Path, model: Model) -> None:
     if model.config.system != "dossr":
         raise UserError(f"{path}: --to diffusers is for DoSSR, this is {model.config.system}")
-    parts = diffusers.export_diffusers(model)
-    _check_space(path, (t for _, tensors in parts.values() for t in tensors.values()))
-    print(
-        "  a diffusers folder has no place for DoSSR's ControlNet, hint encoder and "
-        "pre-restorer: they are left out"
-    )
+    parts = diffusers.export_model(model)
+    _check_space(path, (t for part in parts.values() for t in part.tensors.values()))
+    print(f"  left out, for diffusers has no place for it: {diffusers.left_out(model.config)}")
     with weights.new_folder(path) as folder:
-        for name, (config, exported) in parts.items():
-            with _progress(exported) as tensors:
-                diffusers.write_part(folder / name, config, tensors)
+        for name, part in parts.items():
+            with _progress(part.tensors) as tensors:
+                diffusers.write_part(folder / name, part._replace(tensors=tensors))
+        diffusers.write_scheduler(folder / "scheduler", model.config.process, model.config.sampler)

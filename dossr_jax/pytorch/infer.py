@@ -45,9 +45,9 @@ def config_errors(source: str, remedy: str) -> Iterator[None]:
 
 
 class Settings:
-    """A mapping in a configuration file that knows its place there, for messages."""
+    """A mapping in a configuration file, or of a live module, that knows its place for messages."""
 
-    def __init__(self, path: Path, tree: Any, place: str = ""):
+    def __init__(self, path: Path | str, tree: Any, place: str = ""):
         self.path, self.place = path, place
         if not isinstance(tree, Mapping):
             raise UserError(f"{path}: {place or 'its top'} is no mapping; check the file")

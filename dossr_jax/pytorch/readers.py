@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import importlib.util
 import mmap
@@ -18,13 +19,12 @@ import numpy as np
 
 from dossr_jax import weights
 from dossr_jax.errors import UserError
+from dossr_jax.pytorch.live import from_torch, plain_name
 from dossr_jax.pytorch.state import State
 from dossr_jax.weights import Kind, Lazy
 
 # What training scripts wrap the weights in; EMA weights come first.
 _WRAPPERS = ("state_dict", "params_ema", "params", "model")
-# What DataParallel and torch.compile put into names, in front of the module that they wrap.
-_WRAPPING_MODULES = ("module", "_orig_mod")
 # Lightning names callback classes in its checkpoints. They carry no weights, so an empty class
 # stands in for them and nothing of Lightning is imported.
 _INERT = ("pytorch_lightning.", "lightning.")
@@ -74,11 +74,7 @@ def read_checkpoint(path: str | Path) -> State:
         state = State(str(path), weights.read_tensors(path)[0])
     else:
         raise UserError(f"{path}: {kind.value}, which cannot be read here; give a checkpoint file")
-    return state.rename(_plain_name)
-
-
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPING_MODULES)
+    return state.rename(plain_name)
 
 
 def _read_torch(path: Path) -> State:
@@ -105,7 +101,7 @@ def _read_torch(path: Path) -> State:
         raise UserError(
             f"{path}: holds {held} where only tensors should be; save the model's state_dict"
         )
-    return State(str(path), {name: _from_torch(torch, path, name, t) for name, t in tree.items()})
+    return State(str(path), {name: _mapped(torch, path, name, t) for name, t in tree.items()})
 
 
 def _flat(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -172,24 +168,16 @@ def _pickle_reason(message: str) -> str:
     return "not a PyTorch checkpoint, or one that would run code, which is refused"
 
 
-def _from_torch(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in map(str, weights.DTYPES.values()) or tensor.layout != torch.strided:
-        raise UserError(
-            f"{path}: {name} is of {tensor.dtype} ({tensor.layout}); convert the file "
-            "to float32, float16 or bfloat16 first"
-        )
-    dtype = np.dtype(kind)
+def _mapped(torch: Any, path: Path, name: str, tensor: Any) -> Lazy:
+    """A tensor of a file that PyTorch may have mapped, whose pages go once it is read."""
+    found = from_torch(torch, path, name, tensor)
 
     def load() -> np.ndarray:
-        data = tensor.detach().contiguous()
-        if kind == "bfloat16":  # NumPy's is ml_dtypes', which PyTorch does not know
-            data = data.view(torch.int16)
-        array = data.numpy().view(dtype).copy()
+        array = found.load()
         _page_out(tensor)
         return array
 
-    return weights.finite(Lazy(tuple(tensor.shape), dtype, load), path, name)
+    return dataclasses.replace(found, load=load)
 
 
 # <sys/mman.h>; Python's mmap module does not name it. It takes pages of a file out of memory and

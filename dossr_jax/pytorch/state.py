@@ -7,7 +7,7 @@ the writer asks for one tensor after the other, so that a checkpoint never lies 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -114,25 +114,42 @@ def _join(rows: list[Row], tensors: Mapping[str, Lazy]) -> Lazy:
         arrays = [_TO_OURS[row.transform](tensors[row.torch].load()) for row in rows]
         return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
 
+    return Lazy(_joined_shape(rows), tensors[rows[0].torch].dtype, load)
+
+
+def _joined_shape(rows: list[Row]) -> Shape:
     shape = _our_shape(rows[0])
     if len(rows) > 1:
         shape = (*shape[:-1], sum(_our_shape(row)[-1] for row in rows))
-    return Lazy(shape, tensors[rows[0].torch].dtype, load)
+    return shape
 
 
 def to_torch(table: Iterable[Row], state: State) -> dict[str, Lazy]:
     """Turn our tensors into PyTorch's: the inverse of :func:`to_ours`, bit for bit.
 
-    The table has one row for each of our tensors.
-
     Raises:
       UserError: listing every missing, extra and misshapen name, with both shapes.
     """
-    rows = list(table)
-    _check(state, {row.ours: _our_shape(row) for row in rows})
+    grouped: dict[str, list[Row]] = {}
+    for row in table:
+        grouped.setdefault(row.ours, []).append(row)
+    _check(state, {ours: _joined_shape(rows) for ours, rows in grouped.items()})
+    return {
+        row.torch: tensor
+        for ours, rows in grouped.items()
+        for row, tensor in zip(rows, _split(rows, state.tensors[ours]), strict=True)
+    }
 
-    def convert(row: Row) -> Lazy:
-        tensor = state.tensors[row.ours]
-        return Lazy(row.shape, tensor.dtype, lambda: _TO_TORCH[row.transform](tensor.load()))
 
-    return {row.torch: convert(row) for row in rows}
+def _split(rows: list[Row], tensor: Lazy) -> Iterator[Lazy]:
+    """The tensors of several rows that lie side by side in one of ours."""
+    start = 0
+    for row in rows:
+        stop = start + (_our_shape(row)[-1] if len(rows) > 1 else 0)
+
+        def load(row: Row = row, start: int = start, stop: int = stop) -> np.ndarray:
+            array = tensor.load()
+            return _TO_TORCH[row.transform](array[..., start:stop] if stop else array)
+
+        yield Lazy(row.shape, tensor.dtype, load)
+        start = stop

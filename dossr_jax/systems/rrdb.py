@@ -98,11 +98,16 @@ def read_rrdb(path: str | Path) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
             raise UserError(f"{path}: a model of {config.system}, which has no RRDBNet in it")
         return config.rrdb, State(str(path), tensors).below("rrdb.").tensors
     else:
-        state = read_checkpoint(path)
-        if state.has(RRDB_PREFIX):
-            state = state.below(RRDB_PREFIX)
-        state = state.rename(new_name)
+        return convert_rrdb(read_checkpoint(path))
     model = _KEYS.read(state)
+    return model.config, model.tensors
+
+
+def convert_rrdb(state: State) -> tuple[RRDBConfig, Mapping[str, Lazy]]:
+    """As :func:`read_rrdb`, of PyTorch's tensors under names of any age."""
+    if state.has(RRDB_PREFIX):
+        state = state.below(RRDB_PREFIX)
+    model = _KEYS.read(state.rename(new_name))
     return model.config, model.tensors
 
 

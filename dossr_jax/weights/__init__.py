@@ -16,6 +16,7 @@ from dossr_jax.weights.orbax import new_folder, write_orbax
 from dossr_jax.weights.params import (
     check_names,
     fill,
+    keep_dtypes,
     make_abstract,
     names_and_params,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "finite",
     "is_finite",
     "is_own_folder",
+    "keep_dtypes",
     "kind_of",
     "lazy",
     "make_abstract",

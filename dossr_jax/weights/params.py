@@ -34,6 +34,13 @@ def make_abstract(make: Callable[[Any], M]) -> M:
     return module
 
 
+def keep_dtypes(module: nnx.Module, tensors: Mapping[str, Any]) -> None:
+    """Give the parameters of an abstract module the dtypes of the tensors that will fill them."""
+    for name, param in names_and_params(module):
+        if name in tensors:
+            param.set_value(jax.ShapeDtypeStruct(param.shape, tensors[name].dtype))
+
+
 def check_names(
     wanted: Mapping[str, Shape],
     found: Mapping[str, Shape],

@@ -8,52 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from helpers.diffusers_modules import WIDTH, assert_same, make_text, make_unet, make_vae
 
 from dossr_jax import systems, weights
 from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
 from dossr_jax.pytorch.tables import rrdb_table, unet_table, vae_table
-
-WIDTH = 32
-
-
-def make_unet(**changes) -> UNet2DConditionModel:
-    options = {
-        "block_out_channels": (32, 64, 64),
-        "layers_per_block": 1,
-        "cross_attention_dim": WIDTH,
-        "attention_head_dim": (2, 4, 4),
-        "use_linear_projection": True,
-        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        "norm_num_groups": 16,
-        "sample_size": 8,
-    }
-    return UNet2DConditionModel(**{**options, **changes})
-
-
-def make_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=16,
-    )
-
-
-def make_text() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            hidden_act="gelu",
-        )
-    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +37,6 @@ def folder(modules, tmp_path):
     vae.save_pretrained(path / "vae")
     text.save_pretrained(path / "text_encoder")
     return path
-
-
-def assert_same(module: torch.nn.Module, other: torch.nn.Module) -> None:
-    a, b = module.state_dict(), other.state_dict()
-    assert set(a) == set(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

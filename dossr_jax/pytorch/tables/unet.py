@@ -119,10 +119,17 @@ def unet_table(config: UNetConfig, naming: Naming = "ldm") -> list[Row]:
     return rows + conv(paths["conv_out"], "conv_out", c, config.out_channels)
 
 
-def control_table(config: UNetConfig) -> list[Row]:
-    """List the rows of a ControlNet in LDM naming, without prefixes."""
-    rows = _encoder(config, 2 * config.in_channels, "ldm")
+def control_table(config: UNetConfig, naming: Naming = "ldm") -> list[Row]:
+    """List the rows of a ControlNet, without prefixes.
+
+    Its first convolution sees the hint, too, in both namings; diffusers' own modules embed it apart
+    (dossr_jax.systems.dossr.diffusers.hint).
+    """
+    rows = _encoder(config, 2 * config.in_channels, naming)
     channels = encoder_channels(config)
+    ldm = naming == "ldm"
     for i, c in enumerate(channels):
-        rows += conv(f"zero_convs.{i}.0", f"zero_convs.{i}", c, c, 1)
-    return rows + conv("middle_block_out.0", "zero_mid", channels[-1], channels[-1], 1)
+        name = f"zero_convs.{i}.0" if ldm else f"controlnet_down_blocks.{i}"
+        rows += conv(name, f"zero_convs.{i}", c, c, 1)
+    name = "middle_block_out.0" if ldm else "controlnet_mid_block"
+    return rows + conv(name, "zero_mid", channels[-1], channels[-1], 1)

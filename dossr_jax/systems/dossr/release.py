@@ -191,11 +191,19 @@ def _same_encoders(tensors: Mapping[str, Lazy]) -> bool:
 
 
 def join(config: DoSSRConfig, tensors: Mapping[str, Lazy], rrdb: RRDB) -> Model:
-    """Make the DoSSR that training starts from of UNet, VAE and pre-restorer.
+    """Make a DoSSR of UNet, VAE, a pre-restorer, and the ControlNet if there is one.
 
-    The ControlNet gets the UNet's encoder and middle; its first convolution sees the hint through
-    zeros, and its outputs pass through zeros, so that at first it changes nothing.
+    Without one it is what training starts from: the ControlNet gets the UNet's encoder and middle;
+    its first convolution sees the hint through zeros, and its outputs pass through zeros, so that
+    at first it changes nothing.
     """
+    config = dataclasses.replace(config, shared_encoder=True)
+    if not any(name.startswith("control.") for name in tensors):
+        tensors = {**tensors, **_first_control(config, tensors)}
+    return with_rrdb(Model(config, dict(tensors)), rrdb)
+
+
+def _first_control(config: DoSSRConfig, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     control = {
         f"control.{name.removeprefix('unet.')}": tensor
         for name, tensor in tensors.items()
@@ -208,8 +216,7 @@ def join(config: DoSSRConfig, tensors: Mapping[str, Lazy], rrdb: RRDB) -> Model:
     for name, c in ends.items():
         control[f"control.{name}.kernel"] = _zeros((1, 1, c, c), conv_in.dtype)
         control[f"control.{name}.bias"] = _zeros((c,), conv_in.dtype)
-    config = dataclasses.replace(config, shared_encoder=True)
-    return with_rrdb(Model(config, {**tensors, **control}), rrdb)
+    return control
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Lazy:
