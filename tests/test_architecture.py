@@ -66,7 +66,7 @@ ALLOWED = {
         "pytorch",
         "weights",
     },
-    "convert": {"commands", "errors", "pytorch", "schedulers", "systems", "weights"},
+    "convert": {"commands", "config", "errors", "pytorch", "schedulers", "systems", "weights"},
     "schedulers": {"diffusion", "errors", "systems"},
     "method": {"config", "diffusion", "draws", "image", "models"},
     "restore": {

@@ -14,6 +14,7 @@ INPUT is one of
   a DoSSR checkpoint of the PyTorch release (.ckpt, .pth, .safetensors, or shards: their folder or
     their index, *.safetensors.index.json)
   SD 2.1 as one file or as a diffusers folder; needs --rrdb and gives the model training starts from
+    (a controlnet/ in the folder, as --to diffusers writes it, makes it a whole DoSSR)
   the files of another system, all of them: ResShift's UNet and autoencoder; DASR's generator and
     predictor; SD 2.1, ControlNet and first network of DiffBIR; SD 2.1 and the .pkl of OSEDiff or
     PiSA-SR; SwinIR or an RRDBNet alone; or a folder with the files (see docs/systems)
@@ -28,6 +29,7 @@ examples
   python -m dossr_jax.convert resshift_realsrx4_s4_v3.pth autoencoder_vq_f4.pth resshift.safetensors
   python -m dossr_jax.convert dossr.safetensors back.safetensors --to release
   python -m dossr_jax.convert dossr.safetensors sd_folder --to diffusers
+  python -m dossr_jax.convert dossr.safetensors my-dossr --card --licence cc-by-sa-4.0
 """
 
 
@@ -49,7 +51,20 @@ def _parser() -> argparse.ArgumentParser:
         default="dossr",
         help="dossr: one .safetensors file with the config inside (default); orbax: an Orbax "
         "checkpoint folder; release: .safetensors with the PyTorch release's keys; diffusers: a "
-        "folder with unet/ and vae/ only",
+        "folder with unet/, controlnet/, vae/, scheduler/ and, if it is there, text_encoder/",
+    )
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="write a folder in the layout of Hugging Face: config.json, model.safetensors and a "
+        "model card (README.md); --model takes the folder",
+    )
+    parser.add_argument(
+        "--licence",
+        "--license",
+        metavar="ID",
+        help="licence of the weights for the card, such as cc-by-sa-4.0 (default: what the file or "
+        "its system says, else unknown)",
     )
     parser.add_argument(
         "--rrdb",

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dossr_jax import systems, weights
+from dossr_jax.convert.card import write_folder
 from dossr_jax.convert.reading import Options, read, with_prompts
 from dossr_jax.errors import UserError
 from dossr_jax.pytorch.tables import TEXT_PREFIX
@@ -37,6 +38,8 @@ def convert(
     dtype: str = "keep",
     ema: bool = False,
     variant: str | None = None,
+    card: bool = False,
+    licence: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Convert one checkpoint, of one file or several; arguments are those of the command line.
@@ -47,10 +50,13 @@ def convert(
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     sources, target = [Path(path) for path in given], Path(output)
     source = sources[0]
-    _check_target(target, to, overwrite)
+    if card and to != "dossr" or licence is not None and not card:
+        raise UserError(f"{target}: --card is for --to dossr, and --licence for --card")
+    _check_target(target, "card" if card else to, overwrite)
     own = len(sources) == 1 and systems.is_model(source)
     options = Options(rrdb=rrdb, config=config, head_dim=head_dim, ema=ema, variant=variant)
     model = read(sources, options)
+    header = systems.read_header(source) if own else {}
     if keep_text and getattr(model.config, "text", None) is None:
         raise UserError(f"{source}: has no text tower that --keep-text could keep")
     if context is None and (source / "golden.npz").is_file():
@@ -66,10 +72,12 @@ def convert(
             },
         )
     _describe(source, model)
-    if to == "diffusers":
+    if card:
+        _write_card(target, model, header, licence)
+    elif to == "diffusers":
         _write_diffusers(target, model)
     else:
-        _write(target, to, model)
+        _write(target, to, model, header)
     print(f"wrote {target} ({_size(target) / 1e6:.1f} MB)")
 
 
@@ -98,16 +106,18 @@ def _check_target(path: Path, to: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{path}: exists already; choose another name or add --overwrite")
-    if path.is_dir() != (to in ("orbax", "diffusers")):
+    if path.is_dir() != (to in ("orbax", "diffusers", "card")):
+        flag = "--card" if to == "card" else f"--to {to}"
         raise UserError(
-            f"{path}: is {'a folder' if path.is_dir() else 'a file'}, which --to {to} "
+            f"{path}: is {'a folder' if path.is_dir() else 'a file'}, which {flag} "
             "does not replace; choose another name"
         )
-    if (
-        path.is_dir()
-        and any(path.iterdir())
-        and not (weights.is_own_folder(path) or (path / "unet" / "config.json").is_file())
-    ):
+    written = (
+        weights.is_own_folder(path)
+        or weights.is_hub_folder(path)
+        or (path / "unet" / "config.json").is_file()
+    )
+    if path.is_dir() and any(path.iterdir()) and not written:
         raise UserError(
             f"{path}: a folder with something else in it, which is not replaced; "
             "choose another name"
@@ -160,10 +170,17 @@ def _progress(tensors: Mapping[str, Lazy]) -> Iterator[dict[str, Lazy]]:
         yield {name: counted(tensor) for name, tensor in tensors.items()}
 
 
-def _write(path: Path, to: str, model: Model) -> None:
-    """Write a model in one of the forms but diffusers'."""
+def _write_card(path: Path, model: Model, header: Mapping[str, str], licence: str | None) -> None:
+    _check_space(path, model.tensors.values())
+    with weights.new_folder(path) as folder, _progress(model.tensors) as counted:
+        counted = dataclasses.replace(model, tensors=counted)
+        write_folder(folder, counted, header, licence=licence, name=path.name)
+
+
+def _write(path: Path, to: str, model: Model, header: Mapping[str, str]) -> None:
+    """Write a model as one file of either kind, or as an Orbax folder."""
     write = weights.write_orbax if to == "orbax" else weights.write_safetensors
-    tensors, metadata = model.tensors, systems.metadata_for(model.config)
+    tensors, metadata = model.tensors, systems.metadata_for(model.config, header)
     if to == "release":
         system = systems.system_of(model.config)
         assert system.export is not None

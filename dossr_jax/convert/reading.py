@@ -46,7 +46,7 @@ def load(path: str | Path, *, dtype: Any = jnp.float32) -> Any:
     """The networks of a model of ours, or of a checkpoint of any system, ready to run.
 
     Args:
-      path: a model file; a checkpoint; a folder with the files of a checkpoint.
+      path: a model file or folder; a checkpoint; a folder with the files of a checkpoint.
 
     Raises:
       UserError: missing, damaged or of no system, or something that only a conversion can be told.
@@ -89,7 +89,7 @@ def read(paths: Sequence[Path], options: Options = Options()) -> Model:
             files.append(path / CROSSCHECK_FILES[0])
             if options.config is None:
                 options = dataclasses.replace(options, config=path / CROSSCHECK_FILES[1])
-        elif kind is Kind.PARTS:
+        elif kind in (Kind.PARTS, Kind.HUB):  # of another library, or a part of ours
             files += weights.checkpoints_in(path)
         else:
             files.append(path)

@@ -150,8 +150,9 @@ class Upscaler:
 
         Args:
           name_or_path: "dossr-mini"; "realesrgan" (photos) or "realesrgan-anime" (drawings), which
-            are Real-ESRGAN without diffusion; a .safetensors file or an Orbax folder; a checkpoint
-            of one of dossr_jax.systems, or a folder with its files.
+            are Real-ESRGAN without diffusion; a .safetensors file, a folder with config.json and
+            model.safetensors, or an Orbax folder; a checkpoint of one of dossr_jax.systems, or a
+            folder with its files.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
           preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two.
 
@@ -391,6 +392,6 @@ def locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.exists():
         raise UserError(
-            f"{path}: no such model; give a file, an Orbax folder or one of {', '.join(MODELS)}"
+            f"{path}: no such model; give a file, a folder of a model or one of {', '.join(MODELS)}"
         )
     return path

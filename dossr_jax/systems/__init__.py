@@ -10,6 +10,7 @@ from dossr_jax.systems.files import (
     is_model,
     metadata_for,
     open_model,
+    read_header,
     save_model,
 )
 from dossr_jax.systems.recognition import recognise
@@ -36,6 +37,7 @@ __all__ = [
     "load_model",
     "metadata_for",
     "open_model",
+    "read_header",
     "recognise",
     "save_model",
     "system_of",

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dossr_jax import systems, weights
+from dossr_jax import systems
 from dossr_jax.training.journal import METRICS_FILE
 
 NOTE = "training"  # the header entry of a model file, a JSON list
@@ -27,9 +27,9 @@ def describe_training(init: Path | None, run: Path, *, config: str, steps: int) 
 
 
 def _earlier(init: Path | None) -> list[dict[str, Any]]:
-    if init is None or not init.is_file() or not systems.is_model(init):
+    if init is None or not init.exists() or not systems.is_model(init):
         return []
-    return json.loads(weights.read_tensors(init)[1].get(NOTE, "[]"))
+    return json.loads(systems.read_header(init).get(NOTE, "[]"))
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:

@@ -6,9 +6,11 @@ is refused when it is read, and every write goes to a temporary name first.
 
 from dossr_jax.weights.kinds import (
     CROSSCHECK_FILES,
+    HUB_FILES,
     Kind,
     check_content,
     checkpoints_in,
+    is_hub_folder,
     is_own_folder,
     kind_of,
 )
@@ -34,6 +36,7 @@ from dossr_jax.weights.shards import read_shards, read_tensors
 __all__ = [
     "CROSSCHECK_FILES",
     "DTYPES",
+    "HUB_FILES",
     "Kind",
     "Lazy",
     "check_content",
@@ -42,6 +45,7 @@ __all__ = [
     "fill",
     "finite",
     "is_finite",
+    "is_hub_folder",
     "is_own_folder",
     "keep_dtypes",
     "kind_of",

@@ -15,6 +15,8 @@ CONFIG_FILE = "dossr_jax.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 # The limit of the format's own library.
 MAX_HEADER = 100_000_000
+# A model in Hugging Face's layout, which libraries share: its configuration and its weights.
+HUB_FILES = ("config.json", "model.safetensors")
 CROSSCHECK_FILES = ("weights.safetensors", "config.yaml")
 
 # Enough for the mark of a tar archive, which is the last of all.
@@ -44,6 +46,7 @@ class Kind(enum.Enum):
     NCNN = "an ncnn model"
     ORBAX = "an Orbax checkpoint of dossr_jax"
     DIFFUSERS = "a diffusers folder"
+    HUB = "a folder with config.json and model.safetensors"
     CROSSCHECK = "a folder for crosscheck"
     PARTS = "a folder of checkpoint files"
 
@@ -88,6 +91,11 @@ def is_own_folder(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
+def is_hub_folder(path: Path) -> bool:
+    """Tell whether a folder has the layout of Hugging Face, whichever library it is for."""
+    return all((path / name).is_file() for name in HUB_FILES)
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The files in a folder whose names are those of checkpoints, in the order of their names."""
     return sorted(
@@ -123,14 +131,17 @@ def _kind_of_folder(path: Path) -> Kind:
         return Kind.DIFFUSERS
     if all((path / name).is_file() for name in CROSSCHECK_FILES):
         return Kind.CROSSCHECK
+    if is_hub_folder(path):
+        return Kind.HUB
     if any(path.glob(f"*{INDEX_SUFFIX}")):
         return Kind.SHARDS
     if checkpoints_in(path):
         return Kind.PARTS
     raise UserError(
         f"{path}: neither a diffusers folder (unet/, vae/), nor one with "
-        f"{' and '.join(CROSSCHECK_FILES)}, nor an Orbax checkpoint of dossr_jax, nor shards with "
-        f"their index (*{INDEX_SUFFIX}), nor checkpoint files; check the path"
+        f"{' and '.join(CROSSCHECK_FILES)} or {' and '.join(HUB_FILES)}, nor an Orbax checkpoint "
+        f"of dossr_jax, nor shards with their index (*{INDEX_SUFFIX}), nor checkpoint files; check "
+        "the path"
     )
 
 

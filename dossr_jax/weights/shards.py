@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from dossr_jax.errors import UserError
-from dossr_jax.weights.kinds import INDEX_SUFFIX, Kind, check_content, kind_of
+from dossr_jax.weights.kinds import HUB_FILES, INDEX_SUFFIX, Kind, check_content, kind_of
 from dossr_jax.weights.safetensors import Lazy, read_safetensors
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]:
-    """Read a .safetensors file, or shards by their index or folder; see :func:`read_safetensors`.
+    """Read a .safetensors file, shards by their index or folder, or a folder of Hugging Face's.
+
+    See :func:`read_safetensors`.
 
     Raises:
       UserError: anything else, or a damaged or missing file.
@@ -19,6 +21,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     kind = kind_of(path)
     if kind is Kind.SHARDS:
         return read_shards(path)
+    if kind is Kind.HUB:
+        return read_safetensors(Path(path) / HUB_FILES[1])
     return read_safetensors(path)
 
 

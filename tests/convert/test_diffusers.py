@@ -6,13 +6,18 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
 from helpers.diffusers_modules import WIDTH, assert_same, make_text, make_unet, make_vae
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from dossr_jax import systems, weights
-from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.pytorch.tables import rrdb_table, unet_table, vae_table
+from dossr_jax.config import RRDBConfig, TextConfig, UNetConfig, VAEConfig
+from dossr_jax.pytorch.state import State
+from dossr_jax.pytorch.tables import control_table, rrdb_table, text_table, unet_table, vae_table
+from dossr_jax.systems.dossr.diffusers.configs import control_json, text_json
+from dossr_jax.systems.dossr.diffusers.hint import split_hint
+from dossr_jax.weights import Lazy
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +213,24 @@ def test_full_size_tables_are_those_of_sd_2_1():
             layers_per_block=2,
             latent_channels=4,
         )
+        control = ControlNetModel.from_config(control_json(UNetConfig(), 4))
+        text = CLIPTextModel(CLIPTextConfig(**text_json(TextConfig(skip_layers=0, layers=23))))
     for module, table in (
         (unet, unet_table(UNetConfig(), "diffusers")),
         (vae, vae_table(VAEConfig(), "diffusers")),
     ):
-        shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        assert {row.torch: row.shape for row in table} == shapes
+        assert {row.torch: row.shape for row in table} == shapes_of(module)
         assert len({row.ours for row in table}) == len(table)
+    names = {f"text_model.{n.removeprefix('text_model.')}": s for n, s in shapes_of(text).items()}
+    rows = text_table(TextConfig(skip_layers=0, layers=23, projection_dim=0), "transformers")
+    assert {f"text_model.{row.torch}": row.shape for row in rows} == names
+    tensors = {
+        row.torch: Lazy(row.shape, np.dtype(np.float32), lambda: None)
+        for row in control_table(UNetConfig(), "diffusers")
+    }
+    split = split_hint(State("the model", tensors), 4)
+    assert {name: t.shape for name, t in split.tensors.items()} == shapes_of(control)
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in module.state_dict().items()}
