@@ -55,11 +55,12 @@ def from_torch(torch: Any, source: Any, name: str, tensor: Any) -> Lazy:
       UserError: of a dtype or layout that has no counterpart, or without data.
     """
     kind = str(tensor.dtype).removeprefix("torch.")
-    known = kind in map(str, weights.DTYPES.values())
-    if not known or tensor.layout != torch.strided or tensor.is_meta:
-        place = "on the meta device" if tensor.is_meta else f"of {tensor.dtype} ({tensor.layout})"
+    if tensor.is_meta:
+        raise UserError(f"{source}: {name} is on the meta device, without data; load its weights")
+    if kind not in map(str, weights.DTYPES.values()) or tensor.layout != torch.strided:
         raise UserError(
-            f"{source}: {name} is {place}; convert it to float32, float16 or bfloat16 first"
+            f"{source}: {name} is of {tensor.dtype} ({tensor.layout}); convert it to float32, "
+            "float16 or bfloat16 first"
         )
     dtype = np.dtype(kind)
 

@@ -18,7 +18,7 @@ import numpy as np
 from dossr_jax.config import ConfigError, ModelConfig, read_model_config, to_json
 from dossr_jax.errors import UserError
 from dossr_jax.weights.kinds import HUB_FILES, Kind, kind_of
-from dossr_jax.weights.orbax import read_orbax
+from dossr_jax.weights.orbax import read_orbax, read_orbax_metadata
 from dossr_jax.weights.params import names_and_params
 from dossr_jax.weights.safetensors import Lazy, write_safetensors
 from dossr_jax.weights.shards import read_tensors
@@ -97,7 +97,8 @@ def read_header(path: str | Path) -> dict[str, str]:
       UserError: missing or damaged.
     """
     own = ("format", "config")
-    return {k: v for k, v in _read(path)[1].items() if k not in own and isinstance(v, str)}
+    metadata = read_orbax_metadata(path) if kind_of(path) is Kind.ORBAX else _read(path)[1]
+    return {k: v for k, v in metadata.items() if k not in own and isinstance(v, str)}
 
 
 def _read(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:

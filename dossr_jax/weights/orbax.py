@@ -91,6 +91,20 @@ def write_orbax(path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, 
         (folder / CONFIG_FILE).write_text(json.dumps(header))
 
 
+def read_orbax_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of a folder that :func:`write_orbax` wrote, and no arrays.
+
+    Raises:
+      UserError: not such a folder, or a damaged one.
+    """
+    try:
+        return dict(json.loads((Path(path) / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged checkpoint ({error}); convert or copy it again"
+        ) from error
+
+
 def read_orbax(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     """Read a folder that :func:`write_orbax` wrote: its tensors (on the host) and metadata.
 

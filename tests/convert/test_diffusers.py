@@ -60,6 +60,15 @@ def test_there_and_back_and_loaded_by_diffusers(modules, rrdb_file, tmp_path, dt
         unet, UNet2DConditionModel.from_pretrained(tmp_path / "back/unet", torch_dtype=dtype)
     )
     assert_same(vae, AutoencoderKL.from_pretrained(tmp_path / "back/vae", torch_dtype=dtype))
+    control = ControlNetModel.from_pretrained(tmp_path / "back/controlnet", torch_dtype=dtype)
+    assert control.config.conditioning_channels == 4
+    # The ControlNet comes back, too, and the sampler.
+    assert run(tmp_path / "back", tmp_path / "again.safetensors", *options) == 0
+    assert same(read_file(tmp_path / "a.safetensors"), read_file(tmp_path / "again.safetensors"))
+    assert (
+        systems.open_model(tmp_path / "a.safetensors")[0]
+        == (systems.open_model(tmp_path / "again.safetensors")[0])
+    )
 
 
 def test_the_exported_configuration_means_the_same_network(modules, folder, rrdb_file, tmp_path):

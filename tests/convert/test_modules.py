@@ -256,6 +256,11 @@ def test_half_precision_weights_compute_in_float32():
 # --- what is refused --------------------------------------------------------------------------
 
 
+def on_meta() -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return small_unet()
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -279,6 +284,7 @@ def test_half_precision_weights_compute_in_float32():
             lambda m: from_diffusers(unet=small_unet(flip_sin_to_cos=False)),
             "flip_sin_to_cos is False: it must be True",
         ),
+        (lambda m: from_diffusers(unet=on_meta()), "on the meta device"),
         (lambda m: to_diffusers(m["unet"]), "to_diffusers: a UNet2DConditionModel"),
     ],
 )
