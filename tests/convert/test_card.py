@@ -1,6 +1,7 @@
 """Folders in the layout of Hugging Face: what `--card` writes loads wherever a model is taken."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -28,11 +29,17 @@ def file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def folder(file, tmp_path):
-    path = tmp_path / "my-model"
+@pytest.fixture(scope="module")
+def written(file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("card") / "my-model"
     assert run(file, path, "--card", "--licence", "cc-by-sa-4.0") == 0
     return path
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy, to be damaged."""
+    return shutil.copytree(written, tmp_path / "my-model")
 
 
 def front_of(text: str) -> dict:
