@@ -72,8 +72,8 @@ class DoSSRScheduler(SchedulerMixin, ConfigMixin):
     """The solvers of DoSSR: orders 1 to 3, SDE and ODE, and the sampler for few steps.
 
     A run starts from the LR latent, which :meth:`set_lr` is given: scaled as the sampled latents
-    are, (b, c, h, w), b being 1 or the batch. Every step is a pure function of the sample that it
-    is given, of that latent, and of the predictions before it since :meth:`set_timesteps`.
+    are, (b, c, h, w), b being 1 or the batch. A step depends on the sample that it is given, on
+    that latent, and on the predictions of the steps before it since :meth:`set_timesteps`.
 
     Args:
       num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type,
@@ -193,7 +193,7 @@ class DoSSRScheduler(SchedulerMixin, ConfigMixin):
         levels = self._schedule.at(timesteps.cpu().double().reshape(-1).numpy())
 
         def over(values: np.ndarray) -> torch.Tensor:
-            return torch.tensor(values).to(original_samples).reshape(-1, 1, 1, 1)
+            return original_samples.new_tensor(values.tolist()).reshape(-1, 1, 1, 1)
 
         x = over(levels.m) * original_samples + over(levels.sigma) * noise
         if self._sampler.start == "lr":
@@ -267,6 +267,11 @@ class DoSSRScheduler(SchedulerMixin, ConfigMixin):
                 )
             self._step_index = int(found[0])
         else:
+            if not 0 <= self._begin_index < self.num_inference_steps:
+                raise UserError(
+                    f"begin index {self._begin_index}: this run has {self.num_inference_steps} "
+                    "steps; begin with one of them"
+                )
             self._step_index = self._begin_index
         self._first = self._step_index
         times = self._times[self._first :]

@@ -1,6 +1,7 @@
 """The scheduler for diffusers against our sampler, with one denoiser and one noise for both."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -35,19 +36,19 @@ def draws(steps: int, dtype=np.float32, seed: int = 0):
     return x_lr[0], start[0], noise
 
 
-@jax.jit
-def run_ours(x_lr, table: SolverTable, start, noise):
+@functools.partial(jax.jit, static_argnames="prediction")
+def run_ours(x_lr, table: SolverTable, start, noise, prediction="eps"):
     def denoise(x, point):
-        return to_x0(x, network(jnp, x, point.t), point.alpha, point.sigma, "eps")
+        return to_x0(x, network(jnp, x, point.t), point.alpha, point.sigma, prediction)
 
     return sample(denoise, x_lr, table, start, lambda i: noise[i])
 
 
-def ours(table: SolverTable, x_lr, start, noise) -> np.ndarray:
+def ours(table: SolverTable, x_lr, start, noise, prediction="eps") -> np.ndarray:
     table = cast(pad_table(table, MAX_STEPS), x_lr.dtype)  # one program for all steps
     padded = np.zeros((MAX_STEPS, *SHAPE), noise.dtype)
     padded[: len(noise)] = noise
-    return np.asarray(run_ours(x_lr, table, start, padded))
+    return np.asarray(run_ours(x_lr, table, start, padded, prediction))
 
 
 def theirs(scheduler: DoSSRScheduler, x_lr, start, noise) -> np.ndarray:
@@ -62,10 +63,10 @@ def theirs(scheduler: DoSSRScheduler, x_lr, start, noise) -> np.ndarray:
 
 def distance(scheduler: DoSSRScheduler, steps: int, dtype=np.float32) -> float:
     """Largest difference between the two, relative to the range of the result."""
-    _, sampler = read_fields(scheduler.config)
-    table = make_table(SCHEDULE, dataclasses.replace(sampler, steps=steps))
+    process, sampler = read_fields(scheduler.config)
+    table = make_table(make_schedule(process), dataclasses.replace(sampler, steps=steps))
     inputs = draws(steps, dtype, seed=steps)
-    a, b = ours(table, *inputs), theirs(scheduler, *inputs)
+    a, b = ours(table, *inputs, process.prediction), theirs(scheduler, *inputs)
     assert a.dtype == b.dtype == dtype
     return np.abs(a - b).max() / np.ptp(a)
 
@@ -131,6 +132,14 @@ def called_back():
         {"start": "noise", "solver_order": 1},
         {"start": "noise", "solver_order": 2, "solver": "ode", "grid": "spaced"},
         {"grid": "spaced"},
+        {"eta_schedule": "trunc_13", "num_train_timesteps": 600, "beta_end": 0.02},
+        {
+            "start": "noise",
+            "grid": "spaced",
+            "solver_order": 1,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+        },
     ],
 )
 def test_other_starts_and_ends_equal_ours(fields):
@@ -285,6 +294,10 @@ def test_misuse_is_refused_in_one_line():
         scheduler.step(x, 498, x)
     scheduler.step(x, torch.tensor(499), x)
     with pytest.raises(UserError, match="this run is over"):
+        scheduler.step(x, 499, x)
+    scheduler.set_timesteps(1)
+    scheduler.set_begin_index(1)
+    with pytest.raises(UserError, match="begin index 1: this run has 1"):
         scheduler.step(x, 499, x)
 
 

@@ -207,6 +207,35 @@ def test_the_control_net_of_diffusers_gives_the_same_residuals(model, back):
         assert relative_error(nchw(np.array(a)).numpy(), b) < 1e-5
 
 
+def test_networks_and_scheduler_of_diffusers_repeat_the_release_s_runs(converted, golden):
+    """Networks made of the golden checkpoint, against the trajectories that the release stored."""
+    made = to_diffusers(systems.load_model(converted))
+    control, context, start, noise = (
+        torch.from_numpy(golden[name])
+        for name in ("stage_c_latent", "context", "noise_init", "noise_steps")
+    )
+    for order, steps in ((1, 1), (2, 3), (3, 5)):
+        scheduler = DoSSRScheduler(solver_order=order)
+        scheduler.set_lr(torch.from_numpy(golden["stage_x0_hat"]))
+        scheduler.set_timesteps(steps)
+        path = [scheduler.first_sample(start)]
+        with torch.no_grad():
+            for t, z in zip(scheduler.timesteps, noise, strict=False):
+                x = path[-1]
+                down, mid = made.controlnet(x, t, context, control, return_dict=False)
+                eps = made.unet(
+                    x,
+                    t,
+                    context,
+                    down_block_additional_residuals=down,
+                    mid_block_additional_residual=mid,
+                ).sample
+                path.append(scheduler.step(eps, t, x, noise=z).prev_sample)
+        expected = golden[f"samp_o{order}_s{steps}_x"]
+        found = torch.cat(path).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.ptp(expected[-1]))
+
+
 @pytest.mark.slow
 def test_diffusers_samples_what_we_sample(model, back):
     """A whole run with ControlNet, networks of diffusers and its loop against our solver."""
