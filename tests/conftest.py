@@ -64,3 +64,14 @@ def compiled_quickly():
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """PyTorch's threads wait for each other by spinning, which on busy cores takes most time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -20,6 +20,8 @@ from dossr_jax.errors import UserError
 from dossr_jax.schedulers import DoSSRScheduler
 from dossr_jax.systems.dossr.diffusers import read_fields, scheduler_fields
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 SCHEDULE = make_schedule(ProcessConfig())
 SHAPE = (2, 4, 6, 5)
 

@@ -26,7 +26,7 @@ from dossr_jax.pytorch.tables import rrdb_table
 from dossr_jax.schedulers import DoSSRScheduler
 from dossr_jax.systems import dossr
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "one_torch_thread")
 
 NETWORKS = ("unet", "vae", "text_encoder")
 
