@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dossr_jax.models.convolution import convolve
+
 Dtype = Any
 M = TypeVar("M", bound=nnx.Module)
 
@@ -105,6 +107,7 @@ class Factory:
             (size, size),
             strides=stride,
             padding=((pad, pad), (pad, pad)),
+            conv_general_dilated=convolve,
             **options,
         )
 
