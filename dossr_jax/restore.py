@@ -54,6 +54,26 @@ class Layout:
     shard: NamedSharding | None = None
 
 
+class _HashedOnce(nnx.GraphDef):
+    """A graphdef that keeps its hash, of which jit asks in every call."""
+
+    __slots__ = ("_hash",)
+
+    def __hash__(self) -> int:
+        if not hasattr(self, "_hash"):
+            object.__setattr__(self, "_hash", super().__hash__())
+        return self._hash
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
+    """The networks as :func:`restore` takes them.
+
+    As nnx.split, whose graphdef is hashed anew in every call: 10 ms at SD 2.1 size.
+    """
+    graphdef, state = nnx.split(model)
+    return _HashedOnce(graphdef.nodes, graphdef.attributes, graphdef.num_leaves), state
+
+
 class Images(NamedTuple):
     """Pre-restored, decoded before the colour fix, and the result, (b, H, W, 3); see `restore`.
 

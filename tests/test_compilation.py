@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.distributed_worker import ROOT
+from helpers.models import tiny_model
 from helpers.pictures import save
+
+from dossr_jax.restore import split
 
 OWN = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
@@ -55,3 +59,14 @@ def test_the_second_start_finds_the_programs_of_the_first(home, tmp_path):
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
     assert programs(elsewhere) and programs(home / "dossr_jax") == kept
+
+
+def test_equal_models_share_a_program_and_hash_once():
+    (first, _), (second, _), (plain, _) = (
+        split(tiny_model()),
+        split(tiny_model()),
+        nnx.split(tiny_model()),
+    )
+    assert first == second and hash(first) == hash(second) == hash(plain)
+    first.nodes.clear()  # nothing is left to be hashed anew
+    assert hash(first) == hash(second)

@@ -27,7 +27,7 @@ from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
 from dossr_jax.pipeline.settings import Settings, check_settings, make_settings
-from dossr_jax.restore import Layout, restore
+from dossr_jax.restore import Layout, restore, split
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
@@ -132,7 +132,7 @@ class Upscaler:
         self._devices = len(devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._graphdef, state = nnx.split(model)
+        self._graphdef, state = split(model)
         self._state = jax.device_put(state, self._everywhere)
 
     @classmethod
