@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import numpy as np
@@ -13,19 +15,79 @@ from torch.nn import functional
 
 from dossr_jax.config import RRDBConfig, UNetConfig, VAEConfig
 
+M = TypeVar("M", bound=nn.Module)
 
-def call(fn: Callable[..., Any], *args: np.ndarray) -> Callable[[], Any]:
-    """A call of fn on tensors of NHWC (or other) arrays, images as NCHW, without gradients."""
-    tensors = [
-        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous() if a.ndim == 4 else torch.from_numpy(a)
-        for a in args
-    ]
 
-    def run() -> Any:
-        with torch.inference_mode():
-            return fn(*tensors)
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and how PyTorch computes.
 
-    return run
+    device: "cpu" or "cuda". dtype: "float32" or "bfloat16". channels_last: images and kernels lie
+    in memory as NHWC.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")  # TF32, as JAX has it
+
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def module(self, module: M) -> M:
+        """The module, moved here."""
+        # Not diffusers' own, which warns of every change.
+        to = functools.partial(nn.Module.to, module)
+        return to(self.device, getattr(torch, self.dtype)).to(memory_format=self._format)
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """An array, images from NHWC to NCHW; floats in the dtype of the place."""
+        tensor = torch.from_numpy(array)
+        if tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, self.dtype))
+        if tensor.ndim == 4:
+            tensor = tensor.permute(0, 3, 1, 2).contiguous(memory_format=self._format)
+        return tensor.to(self.device)
+
+    def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """fn by torch.compile, as one tunes it on this device."""
+        return torch.compile(fn, mode="max-autotune" if self.device == "cuda" else "default")
+
+    def call(self, fn: Callable[..., Any], *arrays: np.ndarray) -> Callable[[], Any]:
+        """A call of fn on tensors of these arrays, without gradients, that waits for its result."""
+        tensors = [self.tensor(array) for array in arrays]
+
+        def run() -> Any:
+            with torch.inference_mode():
+                result = fn(*tensors)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            return result
+
+        return run
+
+
+def on_meta(make: Callable[..., M], *args: Any) -> M:
+    """The module that `make` builds, without the default initialisation: arrays to be filled."""
+    with torch.device("meta"):
+        module = make(*args)
+    return module.to_empty(device="cpu")
+
+
+def randomise(module: M, seed: int = 0) -> M:
+    """Fill a module so that every layer contributes: no zero biases, no gains of exactly 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        fan_in = p[0].numel() if p.ndim > 1 else 25
+        p.data.normal_(generator=generator).mul_(fan_in**-0.5)
+        if p.ndim == 1 and name.endswith("weight"):
+            p.data.add_(1)
+    return module
 
 
 def unet_options(config: UNetConfig) -> dict[str, Any]:

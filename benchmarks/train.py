@@ -15,16 +15,14 @@ import argparse
 import dataclasses
 import gc
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import draw, matmul_peak, peak_memory, surroundings
 
 from dossr_jax import parallel
 from dossr_jax.config import TrainConfig
@@ -32,9 +30,6 @@ from dossr_jax.plan import sample_flops
 from dossr_jax.training.experiments import load_config
 from dossr_jax.training.state import TrainState, abstract_run
 from dossr_jax.training.step import make_train_step
-
-_MATMULS = 8
-_REPEATS = 5
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,15 +68,10 @@ def random_state(state: TrainState) -> TrainState:
     rng = np.random.default_rng(0)
 
     def parameters(tree: dict[str, Any]) -> dict[str, jax.Array]:
-        return {name: parallel.put(draw(name, leaf), leaf.sharding) for name, leaf in tree.items()}
-
-    def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if name.endswith("scale"):
-            values = np.ones(leaf.shape, np.float32)
-        else:
-            values = rng.standard_normal(leaf.shape, np.float32)
-            values *= np.float32(np.prod(leaf.shape[:-1], initial=1) ** -0.5)
-        return values.astype(leaf.dtype)
+        return {
+            name: parallel.put(draw(name, leaf.shape, rng).astype(leaf.dtype), leaf.sharding)
+            for name, leaf in tree.items()
+        }
 
     def zeros(tree: Any) -> Any:
         return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), tree)
@@ -102,36 +92,6 @@ def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
     batch, crop = config.data.batch, config.data.crop
     hr = rng.integers(0, 256, (batch, crop, crop, 3), np.uint8)
     return {"hr": hr, "id": np.arange(batch, dtype=np.uint32)}
-
-
-def measured_peak(dtype: str) -> float:
-    """Operations per second of one device in a large matrix product."""
-    side = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.full((side, side), 1 / side, dtype)
-
-    @jax.jit
-    def products(a: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, _MATMULS, lambda _, x: x @ a, a)
-
-    jax.block_until_ready(products(a))
-    seconds = min(_seconds(lambda: products(a)) for _ in range(_REPEATS))
-    return _MATMULS * 2 * side**3 / seconds
-
-
-def _seconds(call: Any) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def peak_memory() -> dict[str, Any]:
-    """Most bytes in use so far: of a device, or of this process where devices do not tell."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return {"peak_bytes": stats["peak_bytes_in_use"], "peak_of": "device"}
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_bytes": used, "peak_of": "process"}
 
 
 def run(config: TrainConfig, steps: int) -> dict[str, Any]:
@@ -178,7 +138,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if not args.search or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return
-        peak = measured_peak(config.parallel.dtype)
+        peak = matmul_peak(config.parallel.dtype)
         needed = needed or sample_flops(config)  # afterwards: tracing takes memory too
         rate = batch / result["step_s"]
         yield {
@@ -191,9 +151,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "flops_per_sample": needed,
             "peak_flops_measured": peak,
             "fraction_of_peak": round(needed * rate / (peak * devices), 4),
-            "device": jax.devices()[0].device_kind,
-            "devices": devices,
-            **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            **surroundings("optax"),
         }
         if not args.search:
             return

@@ -11,24 +11,6 @@ from dossr_jax.pytorch.state import State, to_ours
 from dossr_jax.weights import Lazy
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Fill a module so that every layer contributes: no zero biases, no gains of exactly 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
-        fan_in = p[0].numel() if p.ndim > 1 else 25
-        p.data.normal_(generator=generator).mul_(fan_in**-0.5)
-        if p.ndim == 1 and name.endswith("weight"):
-            p.data.add_(1)
-    return module
-
-
-def on_meta(make, *args):
-    """The module that `make` builds, without the default initialisation: arrays to be filled."""
-    with torch.device("meta"):
-        module = make(*args)
-    return module.to_empty(device="cpu")
-
-
 def take_state(module: torch.nn.Module) -> State:
     """A module's parameters, each given up by the module once it has been read."""
 

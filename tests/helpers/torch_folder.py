@@ -1,7 +1,7 @@
 """Crosscheck folders that PyTorch alone has computed, of random sizes.
 
-Networks are diffusers' and our PyTorch RRDBNet; the sampler, colour fixes and training pass are
-written here as the paper prints them.
+Networks are diffusers' and our PyTorch RRDBNet; the sampler, AdaIN and training pass are written
+here as the paper prints them.
 """
 
 import copy
@@ -10,14 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
-from torch_networks import RRDBNet, make_controlnet, make_unet, make_vae
+from torch_dossr import Networks, our_tensors, wavelet
 
 from dossr_jax.config import DoSSRConfig, RRDBConfig, UNetConfig, VAEConfig
-from dossr_jax.pytorch.state import State, to_ours
-from dossr_jax.pytorch.tables import rrdb_table, unet_table, vae_encoder_table, vae_table
-from dossr_jax.weights import Lazy, lazy
-from helpers.compare import on_meta, randomise
 from helpers.folders import write_model
 
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -82,50 +77,6 @@ def draw_spec(seed: int) -> Spec:
     return Spec(config, sides, order, steps, one_of(None, 1.5), seed)
 
 
-class Networks(torch.nn.Module):
-    """What a DoSSR is made of."""
-
-    def __init__(self, spec: Spec):
-        super().__init__()
-        self.config = config = spec.config
-        makers = {
-            "unet": (make_unet, config.unet),
-            "control": (make_controlnet, config.unet),
-            "vae": (make_vae, config.vae),
-            "hint": (make_vae, config.vae),
-            "rrdb": (RRDBNet, config.rrdb),
-        }
-        for i, (name, (make, part)) in enumerate(makers.items()):
-            self.add_module(name, randomise(on_meta(make, part), 10 * spec.seed + i))
-        if config.shared_encoder:
-            self.hint = self.vae
-        # The release has one bias where these two convolutions have one each.
-        torch.nn.init.zeros_(self.control.controlnet_cond_embedding.bias)
-
-    def in_double(self) -> "Networks":
-        """A copy in float64; the time embedding, always float32 in diffusers, as well."""
-        twin = copy.deepcopy(self).double()
-        for net in (twin.unet, twin.control):
-            net.time_proj = DoubleEmbedding(self.config.unet.model_channels)
-        return twin
-
-    def residuals(self, x, t, context, hint):
-        """The ControlNet's."""
-        down, mid = self.control(x, t, context, hint, return_dict=False)
-        return [*down, mid]
-
-    def eps(self, x, t, context, hint, strength=1.0):
-        """Prediction of the noise."""
-        *down, mid = (strength * r for r in self.residuals(x, t, context, hint))
-        return self.unet(
-            x,
-            t,
-            context,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-        ).sample
-
-
 class DoubleEmbedding(torch.nn.Module):
     """[cos, sin] of the time, as wide as the UNet's first level."""
 
@@ -139,34 +90,12 @@ class DoubleEmbedding(torch.nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def our_tensors(nets: Networks) -> dict[str, Lazy]:
-    """The parameters under our names."""
-
-    def entries(module, table, ours):
-        state = {n: lazy(p.detach().numpy()) for n, p in module.named_parameters()}
-        wanted = {row.torch for row in table}
-        found = to_ours(table, State(ours, {n: t for n, t in state.items() if n in wanted}))
-        return {f"{ours}.{name}": tensor for name, tensor in found.items()}
-
-    config = nets.config
-    unet = unet_table(config.unet, "diffusers")
-    encoder = [row for row in unet if row.ours.startswith("encoder.")]
-    tensors = entries(nets.unet, unet, "unet") | entries(nets.control, encoder, "control")
-    tensors |= entries(nets.vae, vae_table(config.vae, "diffusers"), "vae")
-    if not config.shared_encoder:
-        tensors |= entries(nets.hint, vae_encoder_table(config.vae, "diffusers"), "hint_encoder")
-    tensors |= entries(nets.rrdb, rrdb_table(config.rrdb), "rrdb")
-    # Two convolutions, of the latent and of the hint, are one of both.
-    first, second = nets.control.conv_in, nets.control.controlnet_cond_embedding
-    kernel = torch.cat([first.weight, second.weight], 1).detach().permute(2, 3, 1, 0)
-    tensors["control.encoder.conv_in.kernel"] = lazy(kernel.numpy())
-    ends = [*nets.control.controlnet_down_blocks, nets.control.controlnet_mid_block]
-    names = [f"zero_convs.{i}" for i in range(len(ends) - 1)] + ["zero_mid"]
-    for name, conv in zip(names, ends, strict=True):
-        weight = conv.weight.detach().permute(2, 3, 1, 0)
-        tensors[f"control.{name}.kernel"] = lazy(weight.numpy())
-        tensors[f"control.{name}.bias"] = lazy(conv.bias.detach().numpy())
-    return tensors
+def in_double(nets: Networks) -> Networks:
+    """A copy in float64; the time embedding, always float32 in diffusers, as well."""
+    twin = copy.deepcopy(nets).double()
+    for net in (twin.unet, twin.control):
+        net.time_proj = DoubleEmbedding(nets.config.unet.model_channels)
+    return twin
 
 
 def make_inputs(spec: Spec) -> dict[str, np.ndarray]:
@@ -241,22 +170,6 @@ def stages(spec, nets, inputs):
         "adain": adain((decoded + 1) / 2, pre),
     }
     return {f"tall_stage_{name}": value for name, value in found.items()}
-
-
-def wavelet(image, reference):
-    """High bands of the image, low band of the reference."""
-
-    def low(x):
-        taps = torch.tensor([1, 2, 1], dtype=x.dtype) / 4
-        kernel = torch.outer(taps, taps).expand(3, 1, 3, 3)
-        for level in range(5):
-            d = 2**level
-            x = functional.conv2d(
-                functional.pad(x, (d, d, d, d), mode="replicate"), kernel, groups=3, dilation=d
-            )
-        return x
-
-    return image - low(image) + low(reference)
 
 
 def adain(image, reference):
@@ -354,14 +267,14 @@ def write_folder(folder: Path, spec: Spec) -> int:
 
     Colour-fixed images are stored in float32 alone, as other implementations may.
     """
-    nets = Networks(spec)
+    nets = Networks(spec.config, spec.seed)
     write_model(folder, spec.config, our_tensors(nets))
     inputs = make_inputs(spec)
     numbers = {n: torch.from_numpy(a) for n, a in inputs.items() if a.dtype.kind != "U"}
     double = {n: a.double() if a.is_floating_point() else a for n, a in numbers.items()}
     single = compute(spec, nets, numbers)
     # The float32 image is the one that is stored.
-    twin = compute(spec, nets.in_double(), double, single["tall_stage_pre"].double())
+    twin = compute(spec, in_double(nets), double, single["tall_stage_pre"].double())
     arrays = {n: a.numpy() for n, a in single.items()}
     alone = ("_wavelet", "_adain")
     arrays |= {f"{n}__f64": a.numpy() for n, a in twin.items() if not n.endswith(alone)}

@@ -13,9 +13,11 @@ from dossr_jax.pytorch.tables import Row
 from dossr_jax.weights import Lazy, names_and_params
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
 
-from helpers.compare import build, nchw, randomise, relative_error  # noqa: E402
+from helpers.compare import build, nchw, relative_error  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch_networks import randomise  # noqa: E402
 
 # Ours by PyTorch's names, in order.
 NAMES = {

@@ -14,13 +14,13 @@ pytest.importorskip("diffusers")
 
 import torch_networks  # noqa: E402
 from helpers import spandrel_esrgan  # noqa: E402
-from helpers.compare import build, nchw, randomise, relative_error, run, take_state  # noqa: E402
+from helpers.compare import build, nchw, relative_error, run, take_state  # noqa: E402
 
 SMALL = {"num_features": 16, "num_blocks": 2, "growth": 8}
 
 
 def compare(config, image, tolerance):
-    reference = randomise(torch_networks.RRDBNet(config))
+    reference = torch_networks.randomise(torch_networks.RRDBNet(config))
     with torch.inference_mode():
         expected = reference(nchw(image))
     module = build(
@@ -64,7 +64,7 @@ def test_realesrgan_on_a_photo(photo):
 def test_the_reference_is_spandrels(scale):
     """The PyTorch RRDBNet compared with above is not ours alone: spandrel's computes the same."""
     config = RRDBConfig(scale=scale)
-    reference = randomise(torch_networks.RRDBNet(config))
+    reference = torch_networks.randomise(torch_networks.RRDBNet(config))
     try:
         theirs = spandrel_esrgan.load()(
             in_nc=3 * config.fold**2, num_blocks=23, scale=4, shuffle_factor=config.fold

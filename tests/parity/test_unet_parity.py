@@ -10,8 +10,8 @@ from dossr_jax.pytorch.tables import unet_table
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from helpers.compare import build, nchw, on_meta, randomise, relative_error, run, take_state  # noqa: E402
-from torch_networks import make_unet  # noqa: E402
+from helpers.compare import build, nchw, relative_error, run, take_state  # noqa: E402
+from torch_networks import make_unet, on_meta, randomise  # noqa: E402
 
 # Our smallest full-featured layout runs in every test run, SD's own in CI.
 SMALL = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), head_dim=16, context_dim=24)

@@ -12,8 +12,8 @@ from dossr_jax.pytorch.tables import vae_table
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from helpers.compare import build, nchw, on_meta, randomise, relative_error, run, take_state  # noqa: E402
-from torch_networks import make_vae  # noqa: E402
+from helpers.compare import build, nchw, relative_error, run, take_state  # noqa: E402
+from torch_networks import make_vae, on_meta, randomise  # noqa: E402
 
 SMALL = VAEConfig(base_channels=32, channel_mult=(1, 2), num_res_blocks=1)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from helpers.torch_folder import Networks, Spec, our_tensors, wavelet
+from helpers.torch_folder import in_double
+from torch_dossr import Networks, our_tensors, wavelet
 
 from dossr_jax import method, systems, weights
 from dossr_jax.config import DoSSRConfig, ProcessConfig, RRDBConfig, UNetConfig, VAEConfig
@@ -45,7 +46,7 @@ PROCESSES = {"eps": ProcessConfig(), "v": ProcessConfig(prediction="v", zero_snr
 @functools.cache
 def torch_networks() -> Networks:
     dossr = DoSSRConfig(unet=UNET, vae=VAE, rrdb=RRDB, context_length=3)
-    return Networks(Spec(dossr, (12, 8), 1, STEPS, CFG, 3)).in_double()
+    return in_double(Networks(dossr, 3))
 
 
 @functools.cache

@@ -15,14 +15,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from flax import nnx
 from helpers.checkpoints import assert_one_line, read_file, run, same, write_file
-from helpers.compare import randomise
 from helpers.systems import small_model
 from peft import LoraConfig
 from PIL import Image
 from test_pipeline import assert_same_picture, picture
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.torch_networks import make_unet, make_vae
+from benchmarks.torch_networks import make_unet, make_vae, randomise
 from dossr_jax import systems
 from dossr_jax.config import ProcessConfig, UNetConfig, VAEConfig
 from dossr_jax.diffusion.schedule import make_schedule, release_buffers
