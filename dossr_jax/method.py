@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key
 
@@ -107,8 +106,8 @@ Noise = KeyNoise | StoredNoise
 
 # --- networks -----------------------------------------------------------------------------------
 
-# (x (b, h, w, z), t (b,), hint as x) -> the network's output, as x.
-Predict = Callable[[Array, Array, Array], Array]
+# (x (b, h, w, z), point, hint as x) -> the network's output, as x.
+Predict = Callable[[Array, solver.Point, Array], Array]
 
 
 @runtime_checkable
@@ -193,21 +192,23 @@ def encode_lr(
     return Condition(model.latents(moments, noise_posterior), hint)
 
 
-def make_predict(model: ControlledModel, controls: Controls, guided: bool) -> Predict:
-    """The prediction of DoSSR's networks.
+def make_predict(
+    model: ControlledModel, controls: Controls, guided: bool, times: Float[Array, " n"]
+) -> Predict:
+    """The prediction of DoSSR's networks in the steps of a solver.
 
     `guided`: classifier-free guidance by `controls.cfg_scale`, a second UNet pass per step.
     """
+    contexts = [controls.context, controls.negative_context] if guided else [controls.context]
+    networks = [model.for_steps(times, context[None]) for context in contexts]
 
-    def predict(x: Array, t: Array, hint: Array) -> Array:
-        def eps(context: Array | np.ndarray) -> Array:
-            context = jnp.broadcast_to(context, (x.shape[0], *context.shape))
-            return model.predict_noise(x, t, context, hint, strength=controls.strength)
-
+    def predict(x: Array, point: solver.Point, hint: Array) -> Array:
+        row = jnp.reshape(point.index, 1)
+        outputs = [network(x, row, hint, controls.strength) for network in networks]
         if not guided:
-            return eps(controls.context)
-        both = eps(controls.context), eps(controls.negative_context)
-        return process.guide(*both, controls.cfg_scale)
+            return outputs[0]
+        toward, away = outputs
+        return process.guide(toward, away, controls.cfg_scale)
 
     return predict
 
@@ -228,7 +229,7 @@ def make_denoiser(
 
     def denoise(x: Array, point: solver.Point) -> Array:
         def output(x: Array, hint: Array) -> Array:
-            return predict(x, jnp.broadcast_to(point.t, x.shape[:1]), hint)
+            return predict(x, point, hint)
 
         out = apply(output, [x, condition.hint], [1, 1], 1, x.shape[-1])
         x0 = process.to_x0(x, out, point.alpha, point.sigma, prediction)
@@ -289,7 +290,7 @@ def restore_images(
     keep_path: bool = False,
     gradient_steps: int | None = None,
     apply: Apply = whole,
-    predictor: Callable[[Any, Controls, bool], Predict] = make_predict,
+    predictor: Callable[[Any, Controls, bool, Array], Predict] = make_predict,
 ) -> Restoration:
     """From pre-restored images to the result.
 
@@ -304,7 +305,7 @@ def restore_images(
     shape = (pre.shape[1] // unit, pre.shape[2] // unit, z)
     noise_posterior, noise_start = noise.initial(shape)
     condition = encode_lr(model, pre, noise_posterior, apply=apply)
-    predict = predictor(model, controls, guided)
+    predict = predictor(model, controls, guided, table.rows.t)
     prediction = model.config.process.prediction
     denoise = make_denoiser(predict, condition, controls.fidelity, prediction, apply=apply)
     latents, path = run_solver(

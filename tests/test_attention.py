@@ -46,6 +46,13 @@ def test_causal():
     np.testing.assert_allclose(out, by_definition(q, k, v, causal=True), atol=2e-6)
 
 
+def test_images_may_share_their_keys():
+    q, k, v = operands(6, 5, "float32")
+    shared = layers.attention(q, k[:1], v[:1])
+    repeated = by_definition(q, jnp.repeat(k[:1], 2, 0), jnp.repeat(v[:1], 2, 0))
+    np.testing.assert_allclose(shared, repeated, atol=2e-6)
+
+
 def test_blocks_have_the_same_gradient(monkeypatch):
     with jax.enable_x64():
         operand = operands(20, 11, "float64")

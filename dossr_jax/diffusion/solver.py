@@ -31,12 +31,16 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Point(NamedTuple):
-    """What a denoiser may know of the moment: scalars, but for an eta that varies (b, h, w, c)."""
+    """What a denoiser may know of the moment: scalars, but for an eta that varies (b, h, w, c).
+
+    index: of the row in the solver's table.
+    """
 
     t: Numbers
     alpha: Numbers
     sigma: Numbers
     eta: Numbers
+    index: Numbers = 0
 
 
 class SolverRows(NamedTuple):
@@ -327,7 +331,7 @@ def _scan(
     def advance(carry: Carry, i: jax.Array, row: SolverRows) -> tuple[Carry, Path | None]:
         y, x0_prev, x0_prev2 = carry
         x = row.m * y + row.shift * x_lr
-        x0 = denoise_fn(x, Point(row.t, row.alpha, row.sigma, row.eta)).astype(x.dtype)
+        x0 = denoise_fn(x, Point(row.t, row.alpha, row.sigma, row.eta, i)).astype(x.dtype)
         history = row.c_x0[0] * x0 + row.c_x0[1] * x0_prev + row.c_x0[2] * x0_prev2
         y_next = row.c_y * y + history + row.c_noise * noise_fn(i).astype(x.dtype)
         return (y_next, x0, x0_prev), Path(x, y, x0) if keep_path else None
@@ -349,5 +353,14 @@ def _scan(
         for i in range(-count, 0):
             carry, _ = advance(carry, *jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), steps))
         return ends.m_out * carry[0] + ends.shift_out * x_lr, None
+    if not keep_path:
+        rows = jax.tree.map(jnp.asarray, rows)
+
+        def step(i: jax.Array, carry: Carry) -> Carry:
+            return advance(carry, i, jax.tree.map(lambda a: a[i], rows))[0]
+
+        # Padded rows come last. Without a condition in the loop a GPU need not wait for the host.
+        y, _, _ = jax.lax.fori_loop(0, jnp.sum(rows.active), step, carry)
+        return ends.m_out * y + ends.shift_out * x_lr, None
     (y, _, _), path = jax.lax.scan(body, carry, steps)
     return ends.m_out * y + ends.shift_out * x_lr, path

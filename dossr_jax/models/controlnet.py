@@ -26,7 +26,7 @@ class ControlNet(nnx.Module):
         self.zero_convs = nnx.List(make.zero_conv(c, c) for c in channels)
         self.zero_mid = make.zero_conv(channels[-1], channels[-1])
 
-    def __call__(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
+    def __call__(self, x: Array, hint: Array, t: Array, context: Array | None) -> list[Array]:
         """Residuals in the order of the encoder outputs, the middle's last.
 
         Args:
@@ -35,6 +35,6 @@ class ControlNet(nnx.Module):
           context: prompt embeddings (b, m, context_dim).
         """
         inputs = jnp.concatenate([x, hint], axis=-1).astype(self.dtype)
-        skips, mid, _ = self.encoder(inputs, t, context.astype(self.dtype))
+        skips, mid, _ = self.encoder(inputs, t, context)
         residuals = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)]
         return [*residuals, self.zero_mid(mid)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Unpack
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from dossr_jax.models.controlnet import ControlNet
 from dossr_jax.models.latent import LatentModel
 from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.rrdbnet import UPSCALE, RRDBNet, enlarge
-from dossr_jax.models.unet import Remat
+from dossr_jax.models.unet import Remat, UNet, for_steps
 from dossr_jax.models.vae import VAEEncoder
 
 
@@ -39,15 +40,40 @@ class ControlledModel(LatentModel):
 
         Args:
           x, hint: (b, h, w, z); hint None leaves the ControlNet out.
-          t: (b,). context: (b, m, context_dim).
+          t: (b,). context: (b, m, context_dim). Both may have one row for all images.
           strength: factor on the ControlNet's residuals, one number or one per residual.
         """
         if hint is None:
             return self.unet(x, t, context)
-        residuals = self.control(x, hint, t, context)
-        factors = jnp.broadcast_to(jnp.asarray(strength, x.dtype), (len(residuals),))
-        control = [r * f.astype(r.dtype) for r, f in zip(residuals, factors, strict=True)]
-        return self.unet(x, t, context, control)
+        return _predict(self.unet, self.control, x, t, context, hint, strength)
+
+    def for_steps(self, times: Array, context: Array) -> Callable[..., Array]:
+        """:meth:`predict_noise` in the steps of a solver, as a function of what changes there.
+
+        Args:
+          times: of all steps, (n,). context: prompt embeddings (1, m, context_dim).
+
+        Returns:
+          (x, index of a time (1,), hint, strength) -> the UNet's output.
+        """
+        unet = for_steps(self.unet, times, context)
+        control = for_steps(self.control, times, context)
+        return lambda x, i, hint, strength: _predict(unet, control, x, i, None, hint, strength)
+
+
+def _predict(
+    unet: UNet,
+    control: ControlNet,
+    x: Array,
+    t: Array,
+    context: Array | None,
+    hint: Array,
+    strength: ArrayLike,
+) -> Array:
+    residuals = control(x, hint, t, context)
+    factors = jnp.broadcast_to(jnp.asarray(strength, x.dtype), (len(residuals),))
+    scaled = [r * f.astype(r.dtype) for r, f in zip(residuals, factors, strict=True)]
+    return unet(x, t, context, scaled)
 
 
 class DoSSR(ControlledModel):

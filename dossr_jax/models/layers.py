@@ -111,6 +111,10 @@ class Factory:
             **options,
         )
 
+    def up_conv(self, c_in: int, c_out: int) -> UpConv:
+        """3x3 convolution of twice the size."""
+        return self.layer(UpConv, c_in, c_out, (3, 3), padding=((1, 1), (1, 1)))
+
     def zero_conv(self, c_in: int, c_out: int) -> nnx.Conv:
         """1x1 convolution that starts at zero, so that what it feeds starts without it."""
         return self.conv(c_in, c_out, 1, kernel_init=nnx.initializers.zeros_init())
@@ -118,9 +122,8 @@ class Factory:
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> nnx.Linear:
         return self.layer(nnx.Linear, d_in, d_out, use_bias=bias)
 
-    def group_norm(self, channels: int, groups: int, epsilon: float) -> nnx.GroupNorm:
-        # The fast variance, E[x^2] - E[x]^2, cancels and can come out negative.
-        return self.layer(nnx.GroupNorm, channels, groups, epsilon=epsilon, use_fast_variance=False)
+    def group_norm(self, channels: int, groups: int, epsilon: float) -> GroupNorm:
+        return self.layer(GroupNorm, channels, groups, epsilon=epsilon, use_fast_variance=False)
 
     def layer_norm(self, channels: int) -> nnx.LayerNorm:
         # PyTorch's default epsilon; nnx's is 1e-6.
@@ -144,21 +147,37 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
     """Scaled dot-product attention, scale 1/sqrt(d).
 
     Args:
-      q: (b, n, heads, d). k, v: (b, m, heads, d).
+      q: (b, n, heads, d). k, v: (b, m, heads, d), or (1, m, heads, d), the same for all.
       causal: position i sees positions <= i only.
 
     Returns:
       (b, n, heads, d) in the dtype of q.
     """
+    if k.shape[0] < q.shape[0]:
+        # All positions of all images see the same keys: they are those of one image.
+        return attention(q.reshape(1, -1, *q.shape[2:]), k, v).reshape(q.shape)
     plain = functools.partial(_plain_attention, causal=causal)
     if q.dtype == jnp.float64:
         return plain(q, k, v)
     library = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    cuda = _cudnn_attention if _suits_cudnn(q) and _finds_cudnn() else library
     # The platform that the program is compiled for decides, not the one at hand while tracing.
-    cudnn = "cudnn" if _suits_cudnn(q, k) and _finds_cudnn() else None
     return jax.lax.platform_dependent(
-        q, k, v, cpu=plain, cuda=functools.partial(library, implementation=cudnn), default=library
+        q, k, v, cpu=plain, cuda=functools.partial(cuda, is_causal=causal), default=library
     )
+
+
+def _cudnn_attention(q: Array, k: Array, v: Array, *, is_causal: bool) -> Array:
+    """:func:`attention` by cuDNN's flash kernel, which takes even lengths only."""
+    cudnn = functools.partial(
+        jax.nn.dot_product_attention, is_causal=is_causal, implementation="cudnn"
+    )
+    (b, n), m = q.shape[:2], k.shape[1]
+    if n % 2 == m % 2 == 0:
+        return cudnn(q, k, v)
+    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    queries, keys = (jnp.full(b, length, jnp.int32) for length in (n, m))
+    return cudnn(q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys)[:, :n]
 
 
 # Logits that fit a core's cache; more of them are computed block by block.
@@ -196,10 +215,9 @@ def _plain_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
     return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
-def _suits_cudnn(q: Array, k: Array) -> bool:
-    """cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8, and even lengths."""
-    heads = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    return heads and q.shape[1] % 2 == k.shape[1] % 2 == 0
+def _suits_cudnn(q: Array) -> bool:
+    """cuDNN's flash kernel takes 16-bit heads of up to 128 in multiples of 8."""
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
 
 
 @functools.cache
@@ -215,11 +233,101 @@ def _finds_cudnn() -> bool:
     return True
 
 
-def nearest_x2(x: Array) -> Array:
-    """Nearest-neighbour enlargement (b, h, w, c) -> (b, 2h, 2w, c)."""
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    return x.reshape(b, 2 * h, 2 * w, c)
+def value(param: nnx.Param | None) -> Array:
+    """The array of a parameter that a layer may lack, in general."""
+    assert param is not None
+    return param[...]
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation (b, ..., c) -> the same; 16-bit input is read once for its statistics."""
+
+    def __call__(self, x: Array, shift: Array | None = None) -> Array:
+        """Normalise x + shift, of which there are (b or 1, c) by channel."""
+        positions = tuple(range(1, x.ndim - 1))
+        if jnp.finfo(self.dtype).bits > 16:
+            return super().__call__(x if shift is None else x + jnp.expand_dims(shift, positions))
+        # By channels, then by groups: in this order memory is read in rows.
+        wide = x.astype(self.dtype).astype(jnp.float32)
+        means, squares = jnp.mean(wide, positions), jnp.mean(jnp.square(wide), positions)
+        shift = jnp.zeros((1, 1)) if shift is None else shift.astype(jnp.float32)
+        squares = squares + shift * (2 * means + shift)
+        mean, square = (
+            moment.reshape(len(x), self.num_groups, -1).mean(-1)
+            for moment in (means + shift, squares)
+        )
+        # The difference cancels in float32, but less than 16-bit input was rounded.
+        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon)
+        factor, mean = (jnp.repeat(a, self.group_size, axis=1) for a in (factor, mean))
+        factor = factor * value(self.scale).astype(jnp.float32)[None]
+        offset = add_bias((shift - mean) * factor, value(self.bias))
+        factor, offset = (jnp.expand_dims(a, positions) for a in (factor, offset))
+        return (wide * factor + offset).astype(self.dtype)
+
+
+class UpConv(nnx.Conv):
+    """3x3 convolution after nearest-neighbour enlargement: (b, h, w, c_in) -> (b, 2h, 2w, c_out).
+
+    The enlarged image has four kinds of pixels, by row and column even or odd, and the window of
+    each sees 2x2 different pixels of the image. Their kernels are sums of the 3x3 kernel's entries;
+    less than half of the operations remain, and the enlarged image is never written.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        if 4 * b * h * w < 25 * self.out_features:  # preparing the kernels would cost more
+            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+            return super().__call__(x.reshape(b, 2 * h, 2 * w, c))
+        x = x.astype(self.dtype)
+        kernel = self.kernel[...]
+        kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        # As a convolution of the image with zeros put between its pixels: 4x4.
+        for axis in (0, 1):
+            before, after = ([(0, 0)] * 4, [(0, 0)] * 4)
+            before[axis], after[axis] = (1, 0), (0, 1)
+            kernel = jnp.pad(kernel, before) + jnp.pad(kernel, after)
+        # XLA leaves a convolution among zeros to cuDNN and to TPUs; on a CPU it is slow.
+        out = jax.lax.platform_dependent(
+            x, kernel.astype(x.dtype), cpu=_convolve_phases, default=_convolve_among_zeros
+        )
+        return add_bias(out, value(self.bias))
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+    """x (..., c) + bias (c,), in the dtype of x."""
+    return x + bias.astype(x.dtype).reshape(*[1] * (x.ndim - 1), -1)
+
+
+_CONVOLUTION = ("NHWC", "HWIO", "NHWC")
+
+
+def _convolve_among_zeros(x: Array, kernel: Array) -> Array:
+    # Written as cuDNN knows it: the gradient of a convolution of stride 2.
+    return jax.lax.conv_transpose(
+        x,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        (2, 2),
+        "SAME",
+        dimension_numbers=_CONVOLUTION,
+        transpose_kernel=True,
+    )
+
+
+def _convolve_phases(x: Array, kernel: Array) -> Array:
+    b, h, w, _ = x.shape
+    phases = [
+        jax.lax.conv_general_dilated(
+            x,
+            kernel[row::2, column::2],
+            (1, 1),
+            ((1 - row, row), (1 - column, column)),
+            dimension_numbers=_CONVOLUTION,
+        )
+        for row in (0, 1)
+        for column in (0, 1)
+    ]
+    out = jnp.stack(phases, axis=3).reshape(b, h, w, 2, 2, -1)
+    return out.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
 
 
 def bilinear_x2(x: Array) -> Array:
@@ -250,6 +358,13 @@ def depth_to_space(x: Array, block: int) -> Array:
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * block, w * block, c // block**2)
 
 
+class TimeShift(nnx.Linear):
+    """Time embeddings (b, time_dim) -> what is added to a residual block's features, (b, c)."""
+
+    def __call__(self, temb: Array) -> Array:
+        return super().__call__(jax.nn.silu(temb))
+
+
 class ResBlock(nnx.Module):
     """norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut.
 
@@ -269,16 +384,14 @@ class ResBlock(nnx.Module):
     ):
         self.norm1 = make.group_norm(c_in, groups, epsilon)
         self.conv1 = make.conv(c_in, c_out)
-        self.time = None if time_dim is None else make.linear(time_dim, c_out)
+        self.time = None if time_dim is None else make.layer(TimeShift, time_dim, c_out)
         self.norm2 = make.group_norm(c_out, groups, epsilon)
         self.conv2 = make.conv(c_out, c_out)
         self.shortcut = None if c_in == c_out else make.conv(c_in, c_out, 1)
 
     def __call__(self, x: Array, temb: Array | None = None) -> Array:
-        """x (b, h, w, c_in), temb (b, time_dim) -> (b, h, w, c_out)."""
+        """x (b, h, w, c_in), temb (b or 1, time_dim) -> (b, h, w, c_out)."""
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        if self.time is not None:
-            assert temb is not None
-            h = h + self.time(jax.nn.silu(temb))[:, None, None, :]
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        shift = None if self.time is None or temb is None else self.time(temb)
+        h = self.conv2(jax.nn.silu(self.norm2(h, shift)))
         return h + (x if self.shortcut is None else self.shortcut(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Unpack
 
 import jax
@@ -10,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import RRDBConfig
-from dossr_jax.models.layers import Factory, LayerOptions, nearest_x2, space_to_depth
+from dossr_jax.models.layers import Factory, LayerOptions, add_bias, space_to_depth, value
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
@@ -30,11 +32,35 @@ class DenseBlock(nnx.Module):
         )
 
     def __call__(self, x: Array) -> Array:
-        *hidden, last = self.convs
-        h = x
-        for conv in hidden:
-            h = jnp.concatenate([h, _lrelu(conv(h))], axis=-1)
-        return x + _RESIDUAL_SCALE * last(h)
+        kernels = [conv.kernel[...].astype(x.dtype) for conv in self.convs]
+        biases = [value(conv.bias).astype(x.dtype) for conv in self.convs]
+        grow = functools.partial(jax.lax.platform_dependent, x, kernels, biases)
+        return grow(cpu=functools.partial(_grow, room=0), default=functools.partial(_grow, room=1))
+
+
+def _grow(x: Array, kernels: Sequence[Array], biases: Sequence[Array], *, room: int) -> Array:
+    """A dense block; features are copied to grow, each time by `room` more than are there."""
+    *hidden, last = zip(kernels, biases, strict=True)
+    h, width = x, x.shape[-1]
+    for i, (kernel, bias) in enumerate(hidden):
+        new = _lrelu(_convolve(h, kernel, bias))
+        if h.shape[-1] == width:
+            vacant = min(room, len(hidden) - 1 - i)
+            h = jnp.concatenate([h, new, *[jnp.zeros_like(new)] * vacant], axis=-1)
+        else:
+            h = jax.lax.dynamic_update_slice(h, new, (0, 0, 0, width))
+        width += new.shape[-1]
+    kernel, bias = last
+    return x + _convolve(h, _RESIDUAL_SCALE * kernel, _RESIDUAL_SCALE * bias)
+
+
+def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
+    """3x3 convolution of the first channels, as many as the kernel has; the others are zero."""
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, x.shape[-1] - kernel.shape[2]), (0, 0)))
+    window = (1, 1), ((1, 1), (1, 1))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=dimensions)
+    return add_bias(out, bias)
 
 
 class RRDB(nnx.Module):
@@ -64,8 +90,8 @@ class RRDBNet(nnx.Module):
         self.conv_first = make.conv(config.in_channels * config.fold**2, features)
         self.body = nnx.List(make.repeat(config.num_blocks, RRDB, features, config.growth))
         self.conv_body = make.conv(features, features)
-        self.conv_up1 = make.conv(features, features)
-        self.conv_up2 = make.conv(features, features)
+        self.conv_up1 = make.up_conv(features, features)
+        self.conv_up2 = make.up_conv(features, features)
         self.conv_hr = make.conv(features, features)
         self.conv_last = make.conv(features, config.out_channels)
 
@@ -75,8 +101,8 @@ class RRDBNet(nnx.Module):
         for block in self.body:
             trunk = block(trunk)
         h = h + self.conv_body(trunk)
-        h = _lrelu(self.conv_up1(nearest_x2(h)))
-        h = _lrelu(self.conv_up2(nearest_x2(h)))
+        h = _lrelu(self.conv_up1(h))
+        h = _lrelu(self.conv_up2(h))
         return self.conv_last(_lrelu(self.conv_hr(h)))
 
     def pre_restore(self, lr: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.models.layers import Dtype, Factory, LayerOptions, ResBlock, attention, nearest_x2
+from dossr_jax.models.layers import Dtype, Factory, LayerOptions, ResBlock, attention
 
 _RES_EPSILON = 1e-5
 _TRANSFORMER_EPSILON = 1e-6
 _MAX_PERIOD = 10_000
 
 Remat = Literal["none", "dots", "full"]
+Network = TypeVar("Network", bound=Any)  # a module with an Encoder as `encoder`
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -56,11 +57,11 @@ class Attention(nnx.Module):
         self.to_out = make.linear(dim, dim)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """x (b, n, dim), context (b, m, context_dim) -> (b, n, dim)."""
+        """x (b, n, dim), context (b or 1, m, context_dim) -> (b n, dim)."""
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
-        return self.to_out(attention(q, k, v).reshape(x.shape))
+        return self.to_out(attention(q, k, v).reshape(-1, x.shape[-1]))
 
 
 class GEGLU(nnx.Module):
@@ -87,10 +88,13 @@ class TransformerBlock(nnx.Module):
         self.norm3 = make.layer_norm(dim)
         self.ff = GEGLU(make, dim)
 
-    def __call__(self, x: Array, context: Array) -> Array:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+    def __call__(self, x: Array, context: Array | None) -> Array:
+        # Kept apart, so that each sum is written by the product before it, and read once.
+        apart = jax.lax.optimization_barrier
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
+        x = apart(x + self.attn1(self.norm1(x).reshape(shape)))
+        x = apart(x + self.attn2(self.norm2(x).reshape(shape), context))
+        return apart(x + self.ff(self.norm3(x))).reshape(shape)
 
 
 class SpatialTransformer(nnx.Module):
@@ -105,7 +109,7 @@ class SpatialTransformer(nnx.Module):
         )
         self.proj_out = make.linear(channels, channels)
 
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Array, context: Array | None) -> Array:
         """x (b, h, w, c), context (b, m, context_dim) -> (b, h, w, c)."""
         h = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
         for block in self.blocks:
@@ -121,7 +125,7 @@ class Stage(nnx.Module):
         self.res = ResBlock(make, c_in, c_out, epsilon=_RES_EPSILON, **options)
         self.transformer = SpatialTransformer(make, c_out, config) if attend else None
 
-    def __call__(self, x: Array, temb: Array, context: Array) -> Array:
+    def __call__(self, x: Array, temb: Array, context: Array | None) -> Array:
         x = self.res(x, temb)
         return x if self.transformer is None else self.transformer(x, context)
 
@@ -158,7 +162,7 @@ class UpLevel(nnx.Module):
             Stage(make, (c_in if i == 0 else c_out) + skip, c_out, config, attend=attend)
             for i, skip in enumerate(skips)
         )
-        self.upsample = None if first else make.conv(c_out, c_out)
+        self.upsample = None if first else make.up_conv(c_out, c_out)
 
 
 class Mid(nnx.Module):
@@ -168,7 +172,7 @@ class Mid(nnx.Module):
         self.stage = Stage(make, channels, channels, config, attend=True)
         self.out = Stage(make, channels, channels, config, attend=False)
 
-    def __call__(self, x: Array, temb: Array, context: Array) -> Array:
+    def __call__(self, x: Array, temb: Array, context: Array | None) -> Array:
         return self.out(self.stage(x, temb, context), temb, context)
 
 
@@ -207,7 +211,9 @@ class Encoder(nnx.Module):
         )
         self.mid = Mid(make, widths[-1], config)
 
-    def __call__(self, x: Array, t: Array, context: Array) -> tuple[list[Array], Array, Array]:
+    def __call__(
+        self, x: Array, t: Array, context: Array | None
+    ) -> tuple[list[Array], Array, Array]:
         """-> (outputs of the encoder in order, output of the middle, time embedding)."""
         temb = self.time(t)
         h = self.conv_in(x)
@@ -222,11 +228,59 @@ class Encoder(nnx.Module):
         return skips, run_stage(self.mid, h, temb, context, remat=self.remat), temb
 
 
-def run_stage(stage: Any, *args: Array, remat: Remat) -> Array:
+def run_stage(stage: Any, *args: Array | None, remat: Remat) -> Array:
     """Call a stage, under rematerialisation if wanted."""
     if remat == "none":
         return stage(*args)
     return nnx.remat(lambda module, *args: module(*args), policy=_POLICIES[remat])(stage, *args)
+
+
+class _Rows(nnx.Module):
+    """In place of a layer of times: its outputs for some times, (n, c), by their indices."""
+
+    def __init__(self, outputs: Array):
+        self.outputs = nnx.Variable(outputs)
+
+    def __call__(self, indices: Array) -> Array:
+        # A row is a kernel of its own; within others it would keep them from being fused.
+        return jax.lax.optimization_barrier(self.outputs[...][indices])
+
+
+class _Known(nnx.Module):
+    """In place of a layer whose input does not change: its output."""
+
+    def __init__(self, output: Array):
+        self.output = nnx.Variable(output)
+
+    def __call__(self, _: Any) -> Array:
+        return self.output[...]
+
+
+class _Same(nnx.Module):
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+def for_steps(network: Network, times: Array, context: Array) -> Network:
+    """A network to be called with indices of times (1,) for times, and None for a context.
+
+    What depends on these alone, as keys and values of a prompt, is computed here, not in every
+    step of a solver.
+
+    Args:
+      network: UNet or ControlNet. times: (n,). context: (1, m, context_dim).
+    """
+    network = nnx.clone(network)
+    temb = network.encoder.time(times)
+    network.encoder.time = _Same()
+    for _, module in list(nnx.iter_modules(network)):
+        if isinstance(module, ResBlock):
+            put: Any = module
+            put.time = _Rows(put.time(temb))
+        elif isinstance(module, TransformerBlock):
+            put = module.attn2
+            put.to_k, put.to_v = (_Known(layer(context)) for layer in (put.to_k, put.to_v))
+    return network
 
 
 class UNet(nnx.Module):
@@ -261,7 +315,7 @@ class UNet(nnx.Module):
         self.conv_out = make.conv(c_in, config.out_channels)
 
     def __call__(
-        self, x: Array, t: Array, context: Array, control: Sequence[Array] | None = None
+        self, x: Array, t: Array, context: Array | None, control: Sequence[Array] | None = None
     ) -> Array:
         """Predict the noise.
 
@@ -274,8 +328,7 @@ class UNet(nnx.Module):
         Returns:
           (b, h, w, out_channels) in the compute dtype.
         """
-        x, context = x.astype(self.dtype), context.astype(self.dtype)
-        skips, h, temb = self.encoder(x, t, context)
+        skips, h, temb = self.encoder(x.astype(self.dtype), t, context)
         if control is not None:
             *residuals, mid = control
             skips = [skip + r for skip, r in zip(skips, residuals, strict=True)]
@@ -285,5 +338,5 @@ class UNet(nnx.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = run_stage(stage, h, temb, context, remat=self.remat)
             if level.upsample is not None:
-                h = level.upsample(nearest_x2(h))
+                h = level.upsample(h)
         return self.conv_out(jax.nn.silu(self.norm_out(h)))

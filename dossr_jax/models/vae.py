@@ -16,7 +16,6 @@ from dossr_jax.models.layers import (
     ResBlock,
     attention,
     depth_to_space,
-    nearest_x2,
     space_to_depth,
 )
 
@@ -148,7 +147,7 @@ class VAEDecoder(nnx.Module):
                 widths[i],
                 config.num_res_blocks + 1,
                 groups,
-                make.conv(widths[i], widths[i]) if i < len(widths) - 1 else None,
+                make.up_conv(widths[i], widths[i]) if i < len(widths) - 1 else None,
             )
             for i in range(len(widths))
         )
@@ -160,7 +159,7 @@ class VAEDecoder(nnx.Module):
         for level in self.up:
             h = level(h)
             if level.resample is not None:
-                h = level.resample(nearest_x2(h))
+                h = level.resample(h)
         return depth_to_space(self.conv_out(jax.nn.silu(self.norm_out(h))), self.patch_size)
 
 

@@ -15,7 +15,7 @@ from jax import Array
 from dossr_jax import method
 from dossr_jax.config import SamplerConfig
 from dossr_jax.diffusion.schedule import make_schedule
-from dossr_jax.diffusion.solver import SolverTable, one_step_table
+from dossr_jax.diffusion.solver import Point, SolverTable, one_step_table
 from dossr_jax.errors import UserError
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.systems.base import Geometry, Part, Run, System
@@ -55,8 +55,10 @@ def _osediff_table(config: OSEDiffConfig, sampler: SamplerConfig) -> SolverTable
 
 
 def _restore_osediff(model: OSEDiff, lr: Array, run: Run) -> method.Restoration:
-    def predictor(model: OSEDiff, controls: method.Controls, guided: bool) -> method.Predict:
-        return lambda x, t, hint: model.predict(x, t, controls.context)
+    def predictor(
+        model: OSEDiff, controls: method.Controls, guided: bool, times: Array
+    ) -> method.Predict:
+        return lambda x, point, hint: model.predict(x, point.t[None], controls.context)
 
     pre, merged = model.pre_restore(lr), model.merged()
     return method.restore_images(merged, pre, run.size, predictor=predictor, **run.sampling())
@@ -70,10 +72,13 @@ def _pisasr_table(config: PiSASRConfig, sampler: SamplerConfig) -> SolverTable:
 def _restore_pisasr(model: PiSASR, lr: Array, run: Run) -> method.Restoration:
     pixel, both = model.merged()
 
-    def predictor(model: PiSASR, controls: method.Controls, guided: bool) -> method.Predict:
+    def predictor(
+        model: PiSASR, controls: method.Controls, guided: bool, times: Array
+    ) -> method.Predict:
         """`guided` by the scales of what the pixel adapters predict and the others change in it."""
 
-        def predict(x: Array, t: Array, hint: Array) -> Array:
+        def predict(x: Array, point: Point, hint: Array) -> Array:
+            t = point.t[None]
             output = model.predict(x, t, controls.context)
             if not guided:
                 return output

@@ -25,7 +25,7 @@ class OneStep(LatentModel):
 
     def predict(self, x: Array, t: Array, context: Array) -> Array:
         """The UNet's output for x (b, h, w, z), t (b,) and one prompt's embedding (m, d)."""
-        return self.unet(x, t, jnp.broadcast_to(context, (x.shape[0], *context.shape)))
+        return self.unet(x, t, context[None])
 
 
 class OSEDiff(OneStep):

@@ -58,7 +58,7 @@ def encode_lr(model: ResShift, lr: Array, *, apply: method.Apply = method.whole)
 
 
 def predict(model: ResShift, x: Array, t: Array, sigma: Array, lq: Array) -> Array:
-    """The network's x0 for x (b, h, w, z) at steps t (b,); sigma: deviation of the noise in x."""
+    """The network's x0 for x (b, h, w, z) at steps t (b,) or (1,); sigma: of the noise in x."""
     return model.unet(x / jnp.sqrt(sigma**2 + 1), t, lq)
 
 
@@ -71,7 +71,7 @@ def restore(model: ResShift, lr: Array, run: Run) -> method.Restoration:
 
     def denoise(x: Array, point: solver.Point) -> Array:
         def of_tiles(x: Array, lq: Array) -> Array:
-            return predict(model, x, jnp.broadcast_to(point.t, x.shape[:1]), point.sigma, lq)
+            return predict(model, x, point.t[None], point.sigma, lq)
 
         return run.apply(of_tiles, [x, condition.hint], [1, 1], 1, z)
 

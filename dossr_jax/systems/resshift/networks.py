@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dossr_jax.models.layers import Factory, LayerOptions, nearest_x2
+from dossr_jax.models.layers import Factory, LayerOptions
 from dossr_jax.models.unet import Remat, TimeEmbedding, run_stage
 from dossr_jax.models.vae import VAEDecoder, VAEEncoder
 from dossr_jax.models.windows import WindowBlock, half_regions
@@ -189,7 +189,7 @@ class SwinUNet(nnx.Module):
                 inputs,
                 config,
                 level,
-                None if level == 0 else make.conv(config.widths[level], config.widths[level]),
+                None if level == 0 else make.up_conv(config.widths[level], config.widths[level]),
             )
             for level, inputs in zip(reversed(range(last + 1)), decoder_inputs(config), strict=True)
         )
@@ -224,7 +224,7 @@ class SwinUNet(nnx.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = run_stage(stage, h, temb, remat=self.remat)
             if level.resample is not None:
-                h = level.resample(nearest_x2(h))
+                h = level.resample(h)
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dossr_jax.models.layers import Factory, LayerOptions, nearest_x2, space_to_depth
+from dossr_jax.models.layers import Factory, LayerOptions, space_to_depth
 from dossr_jax.models.windows import WindowBlock, band_regions
 from dossr_jax.systems.swinir.config import SwinIRConfig
 
@@ -91,7 +91,7 @@ class SwinIR(nnx.Module):
         self.conv_body = _make_residual(make, config)
         self.conv_head = make.conv(dim, HEAD_FEATURES)
         enlargements = config.scale.bit_length() - 1
-        self.ups = nnx.List(make.conv(HEAD_FEATURES, HEAD_FEATURES) for _ in range(enlargements))
+        self.ups = nnx.List(make.up_conv(HEAD_FEATURES, HEAD_FEATURES) for _ in range(enlargements))
         self.conv_hr = make.conv(HEAD_FEATURES, HEAD_FEATURES)
         self.conv_last = make.conv(HEAD_FEATURES, IMAGE_CHANNELS)
 
@@ -108,5 +108,5 @@ class SwinIR(nnx.Module):
         h = first + self.conv_body(self.norm_out(h))
         h = jax.nn.leaky_relu(self.conv_head(h), _FIRST_SLOPE)
         for conv in self.ups:
-            h = _lrelu(conv(nearest_x2(h)))
+            h = _lrelu(conv(h))
         return self.conv_last(_lrelu(self.conv_hr(h))) + mean.astype(self.dtype)
