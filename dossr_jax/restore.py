@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding
 
-from dossr_jax import method
+from dossr_jax import gpu, method
 from dossr_jax.area_means import keep_area_means
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
@@ -89,7 +89,9 @@ class Images(NamedTuple):
     finite: Array
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layout"))
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "layout"), compiler_options=gpu.COMPILER_OPTIONS
+)
 def restore(
     graphdef: nnx.GraphDef,
     layout: Layout,

@@ -34,7 +34,7 @@ from dossr_jax.plan import (
 )
 from dossr_jax.plan.__main__ import main
 from dossr_jax.plan.chips import GPUS
-from dossr_jax.plan.kernels import count_kernels
+from dossr_jax.plan.kernels import count_kernels, count_launches
 from dossr_jax.plan.report import Report
 from dossr_jax.plan.search import largest_fit, plan_apart, try_batches
 from dossr_jax.systems import SYSTEMS, System, abstract_model
@@ -415,7 +415,7 @@ HloModule jit_restore
 
 ENTRY %main (a: bf16[8,4]) -> bf16[4,8] {
   %a = bf16[8,4]{1,0} parameter(0)
-  %loop = (s32[], bf16[8,4]) while(%a), body=%step, config={"known_trip_count":{"n":"50"}}
+  %loop = (s32[], bf16[8,4]) while(%a), body=%step, condition=%more
   %b = bf16[8,4]{1,0} get-tuple-element(%loop), index=1
   ROOT %r = bf16[4,8]{1,0} fusion(%b), kind=kLoop, calls=%fused_copy
 }
@@ -424,12 +424,52 @@ ENTRY %main (a: bf16[8,4]) -> bf16[4,8] {
 
 def test_kernels_of_a_gpu_are_counted_with_the_active_steps_alone():
     """Scratch memory of a library is not traffic; what a fusion is made of launches nothing."""
-    found = count_kernels(_MODULE, padded=50, steps=5)
+    found = count_kernels(_MODULE, steps=5)
     assert {kind: (k.launches, k.bytes) for kind, k in found.items()} == {
         "convolution": (5, 5 * 3 * 64),
         "reduction": (5, 5 * (64 + 16)),
         "copy": (1, 2 * 64),
     }
+
+
+def test_a_part_that_is_updated_in_place_is_all_that_moves():
+    module = """\
+HloModule jit_restore, is_scheduled=true
+
+%put (p: bf16[8,4], q: bf16[8,1]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %q = bf16[8,1]{1,0} parameter(1)
+  %negated = bf16[8,1]{1,0} negate(%q)
+  %zero = s32[] constant(0)
+  ROOT %u = bf16[8,4]{1,0} dynamic-update-slice(%p, %negated, %zero, %zero)
+}
+
+ENTRY %main (a: bf16[8,4], b: bf16[8,1]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = bf16[8,1]{1,0} parameter(1)
+  ROOT %r = bf16[8,4]{1,0} fusion(%a, %b), kind=kLoop, calls=%put
+}
+"""
+    (found,) = count_kernels(module, steps=5).values()
+    assert (found.launches, found.bytes) == (1, 16 + 16)
+
+
+def test_a_graph_is_launched_once_and_a_loop_as_often_as_it_runs():
+    thunks = """\
+001: kCustomKernel   [source] first
+000: kCommandBuffer  [prev=001]
+    002: kCustomKernel [source] in_the_graph
+    003: kConvolution  [prev=002] kConvolution
+004: kWhile          [prev=000]
+condition:
+    005: kCustomKernel [source] compare
+  body:
+    000: kCommandBuffer [source]
+        006: kCuDnn [source] attention
+    007: kCopy [prev=000] kCopy
+008: kCopy           [prev=004] kCopy
+"""
+    assert count_launches(thunks, _MODULE, steps=5) == 2 + 5 * 3 + 1
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
@@ -443,7 +483,7 @@ def test_the_compiler_is_told_of_a_gpu_what_the_report_says_of_it(gpu):
 
 def test_a_gpu_is_planned_for_with_jaxs_plugin_alone():
     try:
-        require_extra("cuda", "jax_plugins.xla_cuda12")
+        require_extra("plan-gpu", "jax_plugins.xla_cuda12")
     except UserError:
         with pytest.raises(UserError, match="planning for a GPU: .*pip install 'dossr-jax"):
             open_slice("h100:1")

@@ -20,6 +20,7 @@ from dossr_jax.config import MAX_STEPS, LatentConfig
 from dossr_jax.convert.reading import load, replace_pre_restorer
 from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
+from dossr_jax.gpu import weight_formats
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
@@ -133,7 +134,7 @@ class Upscaler:
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._graphdef, state = split(model)
-        self._state = jax.device_put(state, self._everywhere)
+        self._state = jax.device_put(state, weight_formats(state, self._everywhere))
 
     @classmethod
     def from_pretrained(

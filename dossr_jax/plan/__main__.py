@@ -44,7 +44,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="name of a configuration in configs/")
-    parser.add_argument("--topology", help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., cpu")
+    parser.add_argument(
+        "--topology", help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., h100:1, a100:8, cpu"
+    )
     parser.add_argument(
         "--systems",
         action="store_true",
@@ -71,6 +73,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--full-effort",
         action="store_true",
         help="compile as a real run would, ten times as long, for the last percents",
+    )
+    parser.add_argument(
+        "--autotuned",
+        type=Path,
+        metavar="FILE",
+        help="algorithms measured on a GPU of this kind, which XLA wrote there where it ran with "
+        "XLA_FLAGS=--xla_gpu_dump_autotune_results_to=FILE",
     )
     return parser.parse_args(argv)
 
@@ -169,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes += [f"data.crop={args.size}"] if args.size is not None else []
     changes += [f"data.batch={args.batch}"] if args.batch is not None else []
     config = load_config(args.config, changes)
-    target = open_slice(args.topology)
+    target = open_slice(args.topology, args.autotuned)
     parts = {"train": plan_train, "restore": plan_restore}
     wanted = parts if args.what == "both" else [args.what]
     records = [parts[what](args, config, target) for what in wanted]

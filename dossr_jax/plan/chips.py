@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -93,6 +94,11 @@ class GPU(Chip):
               cuda_compute_capability {{ major: {self.compute} }}
               registers_per_core_limit: 65536
               registers_per_block_limit: 65536
+              driver_version: "12.9.0"
+              kernel_mode_driver_version: "12.9.0"
+              runtime_version: "12.9.0"
+              compile_time_toolkit_version: "12.9.0"
+              dnn_version: "9.8.0"
             }}
             platform_name: "CUDA"
             runtime_version {{ major: 12 minor: 8 }}
@@ -145,22 +151,34 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices to compile for. `platform` is JAX's name of their kind."""
+    """Devices to compile for. `platform` is JAX's name of their kind.
+
+    autotuned: file of algorithms that XLA measured on a GPU of this kind.
+    """
 
     topology: str
     chip: Chip
     platform: str
     devices: tuple[Any, ...]
+    autotuned: Path | None = None
 
 
-def open_slice(topology: str) -> Slice:
+def open_slice(topology: str, autotuned: Path | None = None) -> Slice:
     """Devices of a topology: "v5e:16x16" and the like, "h100:8", or "cpu", those of this host.
 
     A TPU topology needs libtpu, not a TPU; a GPU's needs JAX's CUDA plugin, not a GPU.
 
+    Args:
+      autotuned: see :class:`Slice`; of GPUs alone.
+
     Raises:
-      UserError: unknown topology, no compiler for it, or another process holds its lock.
+      UserError: unknown topology, no compiler for it, another process holds its lock, or there is
+        no file `autotuned`.
     """
+    if autotuned is not None and not autotuned.is_file():
+        raise UserError(f"{autotuned}: no such file; leave out --autotuned, or name XLA's dump")
+    if autotuned is not None and topology.partition(":")[0] not in GPUS:
+        raise UserError(f"--autotuned is of GPUs, and {topology} is none; leave it out")
     if topology == "cpu":
         devices = jax.devices("cpu")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
@@ -169,7 +187,7 @@ def open_slice(topology: str) -> Slice:
     generation = topology.partition(":")[0]
     if generation in GPUS and (match := re.fullmatch(r"\w+:([1-9]\d*)", topology)):
         gpu = GPUS[generation]
-        return Slice(topology, gpu, "cuda", _gpu_devices(gpu, int(match[1])))
+        return Slice(topology, gpu, "cuda", _gpu_devices(gpu, int(match[1])), autotuned)
     if not re.fullmatch(r"\w+:\d+(x\d+)+", topology) or generation not in CHIPS:
         known = ", ".join(f"{name}:..." for name in CHIPS)
         raise UserError(
@@ -182,7 +200,10 @@ def open_slice(topology: str) -> Slice:
 def _gpu_devices(gpu: GPU, count: int) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
-    require_extra("cuda", "jax_plugins.xla_cuda12", wanted_by="planning for a GPU")
+    try:
+        require_extra("cuda13", "jax_plugins.xla_cuda13")
+    except UserError:
+        require_extra("plan-gpu", "jax_plugins.xla_cuda12", wanted_by="planning for a GPU")
     try:
         topology = topologies.get_topology_desc(
             gpu.name, "cuda", target_config=gpu.target_config, topology=f"1x1x{count}"
@@ -190,7 +211,7 @@ def _gpu_devices(gpu: GPU, count: int) -> tuple[Any, ...]:
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"XLA's compiler for CUDA cannot be used ({str(error).splitlines()[0]}); install the "
-            "extra cuda again"
+            "extra plan-gpu again"
         ) from error
     return tuple(topology.devices)
 

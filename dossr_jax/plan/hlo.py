@@ -82,10 +82,10 @@ def computations(text: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
-def loop_body(text: str) -> tuple[str, int] | None:
-    """The body of a loop in the attributes of its instruction, and how often it runs, or once."""
+def loop_body(text: str) -> tuple[str, int | None] | None:
+    """The body of a loop in the attributes of its instruction, and how often it runs if known."""
     body, trips = _BODY.search(text), _TRIPS.search(text)
-    return None if body is None else (body[1], int(trips[1]) if trips else 1)
+    return None if body is None else (body[1], int(trips[1]) if trips else None)
 
 
 def type_bytes(text: str) -> float:

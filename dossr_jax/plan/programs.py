@@ -21,6 +21,7 @@ from dossr_jax import parallel, systems
 from dossr_jax.config import MAX_STEPS, LatentConfig, ModelConfig, TrainConfig
 from dossr_jax.diffusion.solver import cast, pad_table
 from dossr_jax.errors import UserError
+from dossr_jax.gpu import weight_formats
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, make_settings
@@ -125,7 +126,9 @@ def restore_program(
         table = pad_table(system.table(config, settings.sampler), MAX_STEPS)
         table, controls = cast(table, np.float32), _controls(abstract)
     arguments = np.zeros((0, 3), np.int32), np.int32(0), table, controls
-    state, arguments = _placed((state, arguments), parallel.replicated(mesh))
+    everywhere = parallel.replicated(mesh)
+    state = _placed(state, weight_formats(state, everywhere))
+    arguments = _placed(arguments, everywhere)
     side = size // UPSCALE
     batch = (
         jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
@@ -204,7 +207,7 @@ def restoring_flops(program: Program, devices: int) -> float:
 
 def _trace_step(traced: Any) -> Any:
     """A step of the solver in a traced restoration, traced on its own."""
-    (step,) = _loops(traced.jaxpr.jaxpr, MAX_STEPS)
+    (step,) = _loops(traced.jaxpr.jaxpr)
     return _retrace(step)
 
 
@@ -214,16 +217,24 @@ def _retrace(jaxpr: Any) -> Any:
     return jax.jit(jaxpr_as_fun(jaxpr)).trace(*arguments)
 
 
-def _loops(jaxpr: Any, length: int) -> Iterator[Any]:
-    """Bodies of the outermost loops of a length."""
+def _loops(jaxpr: Any) -> Iterator[Any]:
+    """Bodies of the outermost loops whose length is not known before they run."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan" and equation.params["length"] == length:
-            yield equation.params["jaxpr"]
+        if equation.primitive.name == "while":
+            yield equation.params["body_jaxpr"]
             continue
         for inner in jaxprs_in_params(equation.params):
-            yield from _loops(inner, length)
+            yield from _loops(inner)
 
 
-def _placed(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes and dtypes of a tree of arrays (or of shapes), laid out."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+def _placed(tree: Any, formats: Any) -> Any:
+    """Shapes and dtypes of a tree of arrays (or of shapes), laid out.
+
+    Args:
+      formats: a sharding, or a tree of shardings and formats.
+    """
+    if isinstance(formats, NamedSharding):
+        formats = jax.tree.map(lambda _: formats, tree)
+    return jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, formats
+    )

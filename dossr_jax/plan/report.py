@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from dossr_jax.config import MAX_STEPS
 from dossr_jax.plan import hlo
 from dossr_jax.plan.chips import Slice
-from dossr_jax.plan.kernels import LAUNCH_SECONDS, Kernels, count_kernels
+from dossr_jax.plan.kernels import LAUNCH_SECONDS, Kernels, count_kernels, count_launches
 from dossr_jax.plan.programs import Program, count_flops, restoring_flops
 
 # XLA searches tilings for every convolution, which takes nine tenths of the time to compile and
 # changes neither what is computed nor, but for a few percent, the memory.
 _QUICK = {"exec_time_optimization_effort": -1.0}
-_VERSIONS = ("jax", "jaxlib", "libtpu", "flax")
+# XLA's list of what a GPU's program runs.
+_THUNKS = "*thunk_sequence_after_thunk_passes.txt"
+_VERSIONS = ("jax", "jaxlib", "libtpu", "jax_cuda12_plugin", "flax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Report:
       flops: operations of the compiled program; recomputed ones count again.
       traffic: bytes that operations read and write, by XLA's count, which takes the body of the
         solver's loop once.
-      kernels: of a GPU's program by kind; traffic is the sum of their bytes.
+      kernels: of a GPU's program by kind; traffic is the sum of their bytes. launches: by the host,
+        a CUDA graph as one.
       bounds: least time of a run by what limits it.
       seconds: of tracing, lowering and compiling.
       refusal: why there is no program. crashed: the compiler itself failed, which says nothing
@@ -60,6 +64,7 @@ class Report:
     traffic: float | None = None
     collectives: Mapping[str, hlo.Collective] = dataclasses.field(default_factory=dict)
     kernels: Mapping[str, Kernels] = dataclasses.field(default_factory=dict)
+    launches: int | None = None
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     effort: str
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -104,9 +109,17 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
 
     report = dataclasses.replace(make_report(program, target, quick), seconds=seconds)
     lowered = timed("lower", timed("trace", program.trace).lower)
-    options = _QUICK if quick and target.platform == "tpu" else None
+    options: dict[str, Any] = _QUICK if quick and target.platform == "tpu" else {}
+    thunks = ""
     try:
-        compiled = timed("compile", lambda: lowered.compile(compiler_options=options))
+        with tempfile.TemporaryDirectory() as folder:
+            if target.platform == "cuda":
+                options = {"xla_dump_to": folder}
+                if target.autotuned is not None:
+                    options["xla_gpu_load_autotune_results_from"] = str(target.autotuned)
+            compiled = timed("compile", lambda: lowered.compile(compiler_options=options))
+            for file in Path(folder).glob(_THUNKS):
+                thunks = file.read_text()
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip()
         if "RESOURCE_EXHAUSTED" not in message:
@@ -122,8 +135,10 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
     text = compiled.as_text()
     exchanged = hlo.collectives(text, len(target.devices))
     kernels: dict[str, Kernels] = {}
+    launches = None
     if target.platform == "cuda":
-        kernels = count_kernels(text, padded=MAX_STEPS, steps=program.repeats)
+        kernels = count_kernels(text, steps=program.repeats)
+        launches = count_launches(thunks, text, steps=program.repeats)
         traffic = sum(k.bytes for k in kernels.values())
         flops = restoring_flops(program, len(target.devices)) if program.body else None
     sent = sum(c.sent for c in exchanged.values())
@@ -131,7 +146,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         "arithmetic": (flops, target.chip.flops),
         "memory": (traffic, target.chip.bandwidth),
         "links": (sent, target.chip.interconnect),
-        "launches": (sum(k.launches for k in kernels.values()), 1 / LAUNCH_SECONDS),
+        "launches": (launches, 1 / LAUNCH_SECONDS),
     }
     stats = compiled.memory_analysis()
     new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -153,6 +168,7 @@ def plan(program: Program, target: Slice, *, quick: bool = True) -> Report:
         traffic=traffic,
         collectives=exchanged,
         kernels=kernels,
+        launches=launches,
         bounds={name: work / rate for name, (work, rate) in rates.items() if work and rate},
     )
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,16 +37,20 @@ def plan_apart(job: Job, target: Slice, samples: int, *, quick: bool) -> Report:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         try:
-            return pool.submit(_plan_anew, job, target.topology, samples, quick).result()
+            return pool.submit(
+                _plan_anew, job, target.topology, target.autotuned, samples, quick
+            ).result()
         except BrokenProcessPool:
             reason = "the compiler crashed, or took all of this host's memory"
             report = make_report(program, target, quick)
             return dataclasses.replace(report, crashed=True, refusal=reason)
 
 
-def _plan_anew(job: Job, topology: str, samples: int, quick: bool) -> Report:
+def _plan_anew(
+    job: Job, topology: str, autotuned: Path | None, samples: int, quick: bool
+) -> Report:
     jax.config.update("jax_platforms", "cpu")
-    target = open_slice(topology)
+    target = open_slice(topology, autotuned)
     return plan(job(target.devices, samples), target, quick=quick)
 
 

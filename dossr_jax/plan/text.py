@@ -61,6 +61,8 @@ def describe(report: Report, settings: Mapping[str, Any]) -> str:
         )
     for kind, found in sorted(report.kernels.items(), key=lambda pair: -pair[1].bytes):
         lines.append(f"    {found.launches:6d} x {kind}: {found.bytes / 1e9:.4g} GB")
+    if report.launches is not None:
+        lines.append(f"    {report.launches:6d} launches by the host, a CUDA graph as one")
     for kind, total in sorted(report.collectives.items()):
         lines.append(
             f"    {total.count} x {kind}: {total.payload / 1e9:.4g} GB in all, "

@@ -20,7 +20,7 @@ from dossr_jax.pipeline import MODELS
 
 KINDS = {"gpu": "GPU", "tpu": "TPU", "cpu": "CPU"}  # Ray's names of them
 AUTO = "auto"
-_EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
+_EXTRAS = {"gpu": "cuda12", "tpu": "tpu"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""What restoring asks of XLA on GPUs, each with its share in docs/scaling.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Sharding
+
+# Other platforms take these options and ignore them.
+COMPILER_OPTIONS = {
+    # cuBLASLt adds bias and residual where it writes a product; XLA's Triton kernels do not.
+    "xla_gpu_enable_triton_gemm": False,
+    # Queries, keys and values as one product would be copied apart afterwards.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+    # What CUDA graphs hold by default, and convolutions.
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,"
+    "DYNAMIC_SLICE_FUSION,CONVOLUTION",
+}
+_NAMES = ("gpu", "cuda")
+# (height, width, in, out) with the output's channels outermost, as cuDNN reads kernels.
+_OUTPUT_FIRST = (3, 0, 1, 2)
+
+
+def weight_formats(state: Any, sharding: Sharding) -> Any:
+    """How a network's weights lie on devices: a tree of what jax.device_put takes.
+
+    Elsewhere than on GPUs that is the sharding alone. There the kernels of convolutions lie as
+    cuDNN wants them; otherwise every run would transpose all of them, and hold them twice.
+    """
+    on_gpu = next(iter(sharding.device_set)).platform in _NAMES
+
+    def format_of(leaf: Any) -> Any:
+        # Of what a network has, only kernels of convolutions have four axes.
+        return Format(Layout(_OUTPUT_FIRST), sharding) if on_gpu and leaf.ndim == 4 else sharding
+
+    return jax.tree.map(format_of, state)
