@@ -8,6 +8,7 @@ one is too large.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from pathlib import Path
@@ -228,7 +229,10 @@ def _tpu_devices(topology: str) -> tuple[Any, ...]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     try:
-        return tuple(topologies.get_topology_desc(topology, "tpu").devices)
+        # A host has four chips, unless the slice is smaller.
+        sides = [int(side) for side in topology.partition(":")[2].split("x")]
+        host = {"chips_per_host_bounds": [*sides, 1][:3]} if math.prod(sides) < 4 else {}
+        return tuple(topologies.get_topology_desc(topology, "tpu", **host).devices)
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "libtpu" in message and "lock" in message:
