@@ -15,9 +15,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from dossr_jax.config import AREA
 from dossr_jax.image import Image, Sizes, coarse_fix, cubic_weights, valid_part
 
-AREA = 16
 # What is left alone, of 1: rounding to 8 bits moves a flat area by half a level of 255 at most.
 _TOLERANCE = 0.25 / 255
 _ROUNDS = 8

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import os
 import select
@@ -24,7 +25,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from dossr_jax import temporary
@@ -47,7 +48,23 @@ def launch(module: str) -> int:
     Unlike a plain call of it, this one can be stopped while the module is being imported.
     """
     heed_signals()
-    return importlib.import_module(module).main()
+    with importing():
+        main = importlib.import_module(module).main
+    return main()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that take long: what they make stays, and no garbage is looked for in it.
+
+    Python would look through all of it again and again, a quarter of the time that a start takes.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 restore = functools.partial(launch, "dossr_jax.cli")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
 import platformdirs
 
 # A whole SD 2.1 program is about 20 MB for a GPU and 5 MB for a CPU; the oldest go first.
@@ -29,6 +28,8 @@ def keep_programs() -> None:
         return
     if not os.access(folder, os.W_OK | os.X_OK):
         return
+    import jax  # here: --help needs none
+
     for name, value in {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": _MOST_BYTES,

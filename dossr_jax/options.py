@@ -8,11 +8,16 @@ import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from dossr_jax.commands import importing
 from dossr_jax.compilation import keep_programs
 from dossr_jax.config import SAMPLERS, SamplerConfig
-from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, MODELS, Settings, Upscaler, make_settings
+from dossr_jax.pipeline import DEFAULT_TILE, MODELS, Settings, make_settings
+from dossr_jax.pipeline.settings import DTYPE_NAMES
+
+if TYPE_CHECKING:
+    from dossr_jax.pipeline import Upscaler
 
 _SAMPLER = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 # The other fields of Settings are for comparisons, from Python.
@@ -50,7 +55,7 @@ def add_options(
         "'realesrgan-anime'",
     )
     model.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
+        "--dtype", choices=DTYPE_NAMES, default="float32", help="arithmetic (default: float32)"
     )
     model.add_argument(
         "--tokenizer", type=Path, help="folder with vocab.json and merges.txt, for free prompts"
@@ -138,6 +143,9 @@ def load(
     Raises:
       UserError: what is wrong with its file, in one line.
     """
+    with importing():
+        from dossr_jax.pipeline import Upscaler  # here: --help needs no networks
+
     if args.cache:
         keep_programs()
     upscaler = Upscaler.from_pretrained(

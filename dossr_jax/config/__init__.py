@@ -16,6 +16,7 @@ from dossr_jax.config.model import (
     read_model_config,
 )
 from dossr_jax.config.sampler import MAX_STEPS, SAMPLERS, ProcessConfig, SamplerConfig
+from dossr_jax.config.sizes import AREA, UPSCALE
 from dossr_jax.config.train import (
     DataConfig,
     OptimizerConfig,
@@ -25,8 +26,10 @@ from dossr_jax.config.train import (
 )
 
 __all__ = [
+    "AREA",
     "MAX_STEPS",
     "SAMPLERS",
+    "UPSCALE",
     "ConfigError",
     "DataConfig",
     "DoSSRConfig",

@@ -6,9 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from dossr_jax.commands import importing
 from dossr_jax.errors import UserError
-from dossr_jax.pipeline.upscaler import locate
-from dossr_jax.systems.rrdb import PACKAGED, find_packaged
 
 # Up to this size a file is hashed whole.
 _WHOLE = 100 * 10**6
@@ -24,6 +23,10 @@ def hash_of_model(name_or_path: str) -> str:
     Raises:
       UserError: no such model.
     """
+    with importing():  # here: --help needs no networks
+        from dossr_jax.pipeline.upscaler import locate
+        from dossr_jax.systems.rrdb import PACKAGED, find_packaged
+
     packaged = name_or_path in PACKAGED
     path = find_packaged(name_or_path) if packaged else locate(name_or_path)
     try:

@@ -7,14 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dossr_jax import files
 from dossr_jax.errors import UserError
 from dossr_jax.files import Metadata, Photo
 from dossr_jax.folder.manifest import Content, Parameters, Record, content_of
 from dossr_jax.folder.planning import Task, relative_to
-from dossr_jax.pipeline import RestoredPhoto, Settings, Upscaler, restore_photos
+from dossr_jax.pipeline import RestoredPhoto, Settings, restore_photos
+
+if TYPE_CHECKING:
+    from dossr_jax.pipeline import Upscaler
 
 # Fields of RestoredPhoto that --save-stages saves under their names.
 STAGES = ("pre_restored", "decoded")

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dossr_jax.config import RRDBConfig
+from dossr_jax.config import UPSCALE, RRDBConfig
 from dossr_jax.models.layers import Factory, LayerOptions, add_bias, space_to_depth, value
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
-UPSCALE = 4
 
 
 def _lrelu(x: Array) -> Array:

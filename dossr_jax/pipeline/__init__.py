@@ -1,8 +1,12 @@
 """Restoration for users: `Upscaler` and its `Settings`. The host side of dossr_jax.restore."""
 
+from typing import TYPE_CHECKING, Any
+
 from dossr_jax.pipeline.photos import RestoredPhoto, restore_photos
-from dossr_jax.pipeline.settings import Settings, make_settings
-from dossr_jax.pipeline.upscaler import DEFAULT_TILE, DTYPES, MODELS, Restored, Upscaler
+from dossr_jax.pipeline.settings import DEFAULT_TILE, MODELS, Settings, make_settings
+
+if TYPE_CHECKING:
+    from dossr_jax.pipeline.upscaler import DTYPES, Restored, Upscaler
 
 __all__ = [
     "DEFAULT_TILE",
@@ -15,3 +19,12 @@ __all__ = [
     "make_settings",
     "restore_photos",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: options and `--help` need no networks.
+    if name not in ("DTYPES", "Restored", "Upscaler"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dossr_jax.pipeline import upscaler
+
+    return getattr(upscaler, name)

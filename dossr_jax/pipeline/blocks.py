@@ -13,10 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dossr_jax.area_means import AREA
+from dossr_jax.config import AREA, UPSCALE
 from dossr_jax.errors import UserError
 from dossr_jax.image_io import output_size, resample
-from dossr_jax.models.rrdbnet import UPSCALE
 
 # Pixels of the input. Blocks begin at multiples of AREA, so that mean colours are kept by areas
 # that are those of the whole photo.

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import scipy.ndimage
 
 from dossr_jax import files, image_io
+from dossr_jax.config import UPSCALE
 from dossr_jax.errors import UserError
 from dossr_jax.files import Photo, color
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def fill_transparent(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return colors
+    import scipy.ndimage  # here: it takes longer to import than most photos need it
+
     nearest = scipy.ndimage.distance_transform_edt(
         hidden, return_distances=False, return_indices=True
     )
@@ -121,6 +122,8 @@ def _restore_alpha(
     _, result = next(upscaler.stream([(0, np.repeat(alpha[..., None], 3, -1))], plain))
     if isinstance(result, UserError):
         return result
+    import scipy.ndimage
+
     least, most = (
         extreme(alpha, size=3, mode="nearest").repeat(UPSCALE, 0).repeat(UPSCALE, 1)
         for extreme in (scipy.ndimage.minimum_filter, scipy.ndimage.maximum_filter)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
 from dossr_jax.config import SAMPLERS, ConfigError, SamplerConfig, configuration
 from dossr_jax.errors import UserError
-from dossr_jax.systems import COMMON_SETTINGS, SYSTEMS, System
 
+if TYPE_CHECKING:
+    from dossr_jax.systems import System
+
+DEFAULT_TILE = 512
+# Models that come with the package: files of its own, and names of systems.rrdb.PACKAGED.
+BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
+MODELS = (*BUILT_IN, "realesrgan", "realesrgan-anime")
+DTYPE_NAMES = ("float32", "bfloat16")
 _MAX_SCALE = 2**16
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -111,6 +118,8 @@ def check_settings(system: System, fields: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: naming the field, and the systems that do read it.
     """
+    from dossr_jax.systems import COMMON_SETTINGS, SYSTEMS  # here: settings need no networks
+
     known = COMMON_SETTINGS | system.settings
     asked = {name for name, value in fields.items() if value is not None}
     if not system.samples and fields.get("diffuse") is False:

@@ -27,16 +27,21 @@ from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
-from dossr_jax.pipeline.settings import Settings, check_settings, make_settings
+from dossr_jax.pipeline.settings import (
+    BUILT_IN,
+    DEFAULT_TILE,
+    DTYPE_NAMES,
+    MODELS,
+    Settings,
+    check_settings,
+    make_settings,
+)
 from dossr_jax.restore import Layout, restore, split
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
 
-DEFAULT_TILE = 512
-BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
-MODELS = (*BUILT_IN, *PACKAGED)
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {name: getattr(jnp, name) for name in DTYPE_NAMES}
 
 Name = TypeVar("Name")
 
@@ -310,7 +315,7 @@ class Upscaler:
         begin = time.perf_counter()
         batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
         seeds = [job.seed for job in jobs] + [0] * (len(batch.lr) - len(jobs))
-        noise = KeyNoise(jax.vmap(jax.random.key)(np.array(seeds, np.uint32)))
+        noise = KeyNoise.of_seeds(seeds)
         layout = Layout(
             **self._buckets.tiling(canvas),
             tile_batch=round_up(settings.batch_size, self._devices),

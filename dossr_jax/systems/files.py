@@ -18,7 +18,6 @@ import numpy as np
 from dossr_jax.config import ConfigError, ModelConfig, read_model_config, to_json
 from dossr_jax.errors import UserError
 from dossr_jax.weights.kinds import HUB_FILES, Kind, kind_of
-from dossr_jax.weights.orbax import read_orbax, read_orbax_metadata
 from dossr_jax.weights.params import names_and_params
 from dossr_jax.weights.safetensors import Lazy, write_safetensors
 from dossr_jax.weights.shards import read_tensors
@@ -97,7 +96,12 @@ def read_header(path: str | Path) -> dict[str, str]:
       UserError: missing or damaged.
     """
     own = ("format", "config")
-    metadata = read_orbax_metadata(path) if kind_of(path) is Kind.ORBAX else _read(path)[1]
+    if kind_of(path) is Kind.ORBAX:
+        from dossr_jax.weights.orbax import read_orbax_metadata  # here: Orbax takes long to import
+
+        metadata = read_orbax_metadata(path)
+    else:
+        metadata = _read(path)[1]
     return {k: v for k, v in metadata.items() if k not in own and isinstance(v, str)}
 
 
@@ -105,6 +109,8 @@ def _read(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     """Tensors and metadata, of config.json where the file has none; neither of anything else."""
     kind = kind_of(path)
     if kind is Kind.ORBAX:
+        from dossr_jax.weights.orbax import read_orbax
+
         return read_orbax(path)
     if kind not in _SAFETENSORS:
         return {}, {}

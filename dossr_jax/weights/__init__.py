@@ -4,6 +4,9 @@
 is refused when it is read, and every write goes to a temporary name first.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from dossr_jax.weights.folders import new_folder
 from dossr_jax.weights.kinds import (
     CROSSCHECK_FILES,
     HUB_FILES,
@@ -14,7 +17,6 @@ from dossr_jax.weights.kinds import (
     is_own_folder,
     kind_of,
 )
-from dossr_jax.weights.orbax import new_folder, write_orbax
 from dossr_jax.weights.params import (
     check_names,
     fill,
@@ -32,6 +34,9 @@ from dossr_jax.weights.safetensors import (
     write_safetensors,
 )
 from dossr_jax.weights.shards import read_shards, read_tensors
+
+if TYPE_CHECKING:
+    from dossr_jax.weights.orbax import write_orbax
 
 __all__ = [
     "CROSSCHECK_FILES",
@@ -59,3 +64,12 @@ __all__ = [
     "write_orbax",
     "write_safetensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: Orbax takes longer to import than a small model to load.
+    if name != "write_orbax":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dossr_jax.weights.orbax import write_orbax
+
+    return write_orbax

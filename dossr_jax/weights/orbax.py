@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dossr_jax.errors import UserError
-from dossr_jax.temporary import temporary
+from dossr_jax.weights.folders import new_folder
 from dossr_jax.weights.kinds import CONFIG_FILE
 from dossr_jax.weights.safetensors import Lazy, finite, lazy
 
@@ -43,31 +42,6 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             for future in futures:
                 future.result()
         return []
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder that takes the place of `path`, once it is filled.
-
-    Raises:
-      UserError: it cannot be written; what was at `path` is still there.
-    """
-    folder = path
-    try:
-        with temporary(path, folder=True) as work:
-            folder = work / path.name
-            folder.mkdir()
-            yield folder
-            if path.exists():
-                os.replace(path, work / "old")
-            os.replace(folder, path)
-    except UserError as error:  # about a file that nobody will find
-        raise UserError(str(error).replace(str(folder), str(path))) from error
-    except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be written ({reason}); free space or choose another place"
-        ) from error
 
 
 def write_orbax(path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> None:
