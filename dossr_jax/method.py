@@ -73,9 +73,9 @@ class KeyNoise(NamedTuple):
     @classmethod
     def of_seeds(cls, seeds: Sequence[int]) -> KeyNoise:
         """Noise of jax.random.key(seed) for every seed, from 0 to 2**32 - 1."""
-        # By hand: the library's function is a program of its own to compile.
-        data = np.stack([np.zeros(len(seeds)), seeds], axis=-1).astype(np.uint32)
-        return cls(jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32"))
+        # By hand, of NumPy's numbers: the library's function compiles a program of its own.
+        data: Any = np.stack([np.zeros(len(seeds)), seeds], axis=-1).astype(np.uint32)
+        return cls(jax.random.wrap_key_data(data, impl="threefry2x32"))
 
     def initial(self, shape: Shape) -> tuple[Array, Array]:
         """Posterior and start noise, (b, *shape) each."""

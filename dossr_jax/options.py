@@ -90,6 +90,13 @@ def add_options(
     )
     _add_field(speed, Settings, "batch_size")
     speed.add_argument(
+        "--programs",
+        metavar="FOLDER",
+        type=Path,
+        help="where 'python -m dossr_jax.export' wrote programs (default: 'programs' beside the "
+        "model's file, or in its folder, if there is one)",
+    )
+    speed.add_argument(
         "--no-cache",
         dest="cache",
         action="store_false",
@@ -146,14 +153,16 @@ def load(
     with importing():
         from dossr_jax.pipeline import Upscaler  # here: --help needs no networks
 
-    if args.cache:
-        keep_programs()
+    keep = keep_programs() if args.cache else None
     upscaler = Upscaler.from_pretrained(
         args.model if model is None else model,
         dtype=args.dtype,
         preprocessor=args.preprocessor if preprocessor is None else preprocessor,
         tile=args.tile,
         tokenizer_dir=args.tokenizer,
+        programs=args.programs,
+        keep=keep,
+        wait=False,
     )
     say_licence(upscaler)
     return upscaler

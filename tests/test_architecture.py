@@ -113,6 +113,7 @@ ALLOWED = {
         "image_io",
         "method",
         "models",
+        "programs",
         "prompts",
         "restore",
         "systems",
@@ -133,6 +134,7 @@ ALLOWED = {
         "weights",
     },
     "compilation": set(),
+    "programs": {"config", "errors", "temporary"},
     "options": {"commands", "compilation", "config", "pipeline"},
     "evaluate": {
         "config",

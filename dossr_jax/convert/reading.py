@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,23 @@ def load(path: str | Path, *, dtype: Any = jnp.float32) -> Any:
     Raises:
       UserError: missing, damaged or of no system, or something that only a conversion can be told.
     """
+    model, fill = prepare(path, dtype=dtype)
+    fill()
+    return model
+
+
+def prepare(path: str | Path, *, dtype: Any = jnp.float32) -> tuple[Any, Callable[[], None]]:
+    """The networks as :func:`load` takes them, of shapes, and what reads the weights into them.
+
+    Raises:
+      UserError: as load; from the second, weights that are not finite.
+    """
     if systems.is_model(path):
-        return systems.load_model(path, dtype=dtype)
-    model = with_prompts(read([Path(path)]), None)
-    return systems.build_model(model.config, model.tensors, str(path), dtype=dtype)
+        config, tensors = systems.open_model(path)
+    else:
+        model = with_prompts(read([Path(path)]), None)
+        config, tensors = model.config, model.tensors
+    return systems.prepare_model(config, tensors, str(path), dtype=dtype)
 
 
 def replace_pre_restorer(model: Any, network: Any) -> None:

@@ -32,8 +32,8 @@ class Shapes:
 
     def __init__(self):
         self._built: dict[Any, tuple[nnx.GraphDef, nnx.State]] = {}
-        # A key of numbers: jax.random.key compiles a program.
-        zeros = jnp.asarray(np.zeros(2, np.uint32))
+        # A key of NumPy's numbers: jax.random.key compiles a program.
+        zeros: Any = np.zeros(2, np.uint32)
         self._key = jax.random.wrap_key_data(zeros, impl="threefry2x32")
 
     def params(self) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dossr_jax import image_io, prompts
 from dossr_jax.config import MAX_STEPS, LatentConfig
-from dossr_jax.convert.reading import load, replace_pre_restorer
+from dossr_jax.convert.reading import prepare, replace_pre_restorer
 from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
-from dossr_jax.gpu import weight_formats
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
+from dossr_jax.pipeline.loading import Loading
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
 from dossr_jax.pipeline.settings import (
@@ -36,7 +37,8 @@ from dossr_jax.pipeline.settings import (
     check_settings,
     make_settings,
 )
-from dossr_jax.restore import Layout, restore, split
+from dossr_jax.programs import Programs, about, folder_for, shapes_of
+from dossr_jax.restore import Layout, restore
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
@@ -110,6 +112,8 @@ class Upscaler:
         tile: int = DEFAULT_TILE,
         devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
+        fill: Callable[[], None] | None = None,
+        programs: Programs | None = None,
     ):
         """Wrap a loaded model.
 
@@ -119,6 +123,9 @@ class Upscaler:
             need; 0 turns tiling off.
           devices: devices that share a batch; all local ones if None.
           tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
+          fill: reads the weights of a model of shapes; it is called in another thread, and what is
+            wrong with them is raised where they are needed first.
+          programs: stored ones, for one device.
         """
         if tile < 0:
             raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
@@ -126,20 +133,14 @@ class Upscaler:
         self.system = system_of(model.config)
         self._buckets = Buckets.of_pixels(*self.system.geometry(self.config), tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
-        self._contexts: dict[str, jax.Array] = {}
-        if isinstance(self.config, LatentConfig):
-            self._text = model.text
-            self._contexts = {
-                self.config.negative_prompt: model.negative_context[...],
-                self.config.prompt: model.context[...],
-            }
+        self._embedded: dict[str, jax.Array] = {}
         devices = list(devices if devices is not None else jax.local_devices())
         mesh = Mesh(np.array(devices), ("data",))
         self._devices = len(devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._graphdef, state = split(model)
-        self._state = jax.device_put(state, weight_formats(state, self._everywhere))
+        self._programs = programs if self._devices == 1 else None
+        self._loading = Loading(model, fill, self._everywhere)
 
     @classmethod
     def from_pretrained(
@@ -151,6 +152,9 @@ class Upscaler:
         tile: int = DEFAULT_TILE,
         devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
+        programs: str | Path | None = None,
+        keep: Path | None = None,
+        wait: bool = True,
     ) -> Upscaler:
         """Load a model that comes with the package, by name, or a converted one, by path.
 
@@ -161,6 +165,11 @@ class Upscaler:
             folder with its files.
           dtype: "float32" or "bfloat16", of the networks' arithmetic.
           preprocessor: another pre-restorer: an RRDBNet file, or the name of one of the two.
+          programs: folder with programs that `python -m dossr_jax.export` wrote; by default the one
+            of that name beside the model's file, or in its folder.
+          keep: folder in which programs are kept for the next start, once they are traced.
+          wait: until the weights are read. Otherwise they are while the first program compiles, and
+            NaN in them is reported then.
 
         Raises:
           UserError: in one line, what is wrong with the file and what to do.
@@ -170,18 +179,32 @@ class Upscaler:
         if str(name_or_path) in PACKAGED:
             if preprocessor is not None:
                 raise UserError(f"{name_or_path} is a pre-restorer itself; leave out preprocessor")
-            alone = make_preprocessor(name_or_path, dtype=DTYPES[dtype])
-            return cls(alone, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
-        model = load(locate(name_or_path), dtype=DTYPES[dtype])
+            path, fill = None, None
+            model = make_preprocessor(name_or_path, dtype=DTYPES[dtype])
+        else:
+            path = locate(name_or_path)
+            model, fill = prepare(path, dtype=DTYPES[dtype])
         if preprocessor is not None:
             replace_pre_restorer(model, make_preprocessor(preprocessor, dtype=DTYPES[dtype]))
-        return cls(model, tile=tile, devices=devices, tokenizer_dir=tokenizer_dir)
+        upscaler = cls(
+            model,
+            tile=tile,
+            devices=devices,
+            tokenizer_dir=tokenizer_dir,
+            fill=fill,
+            programs=Programs(
+                about(model.config, dtype), folder=folder_for(path, programs), keep=keep
+            ),
+        )
+        if wait:
+            upscaler._loading.state()
+        return upscaler
 
     @property
     def parameters(self) -> dict[str, int]:
         """Parameter counts by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
-        for path, value in nnx.to_flat_state(self._state):
+        for path, value in nnx.to_flat_state(self._loading.shapes):
             network = self.system.name if self.system.single else str(path[0])
             counts[network] = counts.get(network, 0) + value.size
         return counts
@@ -189,7 +212,7 @@ class Upscaler:
     @property
     def model(self) -> Any:
         """The networks, on the devices; a new module of the same arrays at every call."""
-        return nnx.merge(self._graphdef, self._state)
+        return nnx.merge(self._loading.graphdef, self._loading.state())
 
     def settings(self, **fields: Any) -> Settings:
         """Settings from fields of :class:`Settings` and of its sampler, else the model's own.
@@ -328,12 +351,17 @@ class Upscaler:
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.
         place = self._everywhere if canvas.tiled else self._split
         lr, size, noise = jax.device_put((batch.lr, batch.size, noise), place)
-        tiles, count, table, controls = jax.device_put(
-            (batch.tiles, batch.count, table, controls), self._everywhere
-        )
-        restored = restore(
-            self._graphdef, layout, self._state, lr, size, tiles, count, noise, table, controls
-        )
+        tiles, count, table = jax.device_put((batch.tiles, batch.count, table), self._everywhere)
+        program = functools.partial(restore, self._loading.graphdef, layout)
+        arguments = lr, size, tiles, count, noise, table
+        if self._programs is not None:  # it is compiled while the weights are read
+            shapes = shapes_of(controls, self._everywhere)
+            program = self._programs.ready(
+                "restore", program, layout, (self._loading.shapes, *arguments, shapes)
+            )
+        state = self._loading.state()
+        controls = jax.device_put(self._controls(settings), self._everywhere)
+        restored = program(state, *arguments, controls)
         remedy = "use --dtype float32, or another model"
         *images, finite = (np.asarray(array) for array in restored)
         seconds = (time.perf_counter() - begin) / len(jobs)
@@ -375,16 +403,21 @@ class Upscaler:
 
     def _context(self, prompt: str | None, stored: str) -> jax.Array:
         prompt = stored if prompt is None else prompt
-        if prompt not in self._contexts:
-            if self._text is None:
-                known = " and ".join(repr(p) for p in self._contexts)
+        # The stored prompts may be the same text.
+        names = {self.config.negative_prompt: "negative_context", self.config.prompt: "context"}
+        if prompt in names:
+            return self._loading.value(names[prompt])
+        if prompt not in self._embedded:
+            text = self.model.text
+            if text is None:
+                known = " and ".join(repr(p) for p in names)
                 raise UserError(
                     f"prompt {prompt!r}: this model carries no text encoder, only {known}; "
                     "use one of these, or convert a checkpoint with --keep-text"
                 )
-            embedded = prompts.embed(self._text, [prompt], tokenizer_dir=self._tokenizer_dir)
-            self._contexts[prompt] = embedded[0]
-        return self._contexts[prompt]
+            embedded = prompts.embed(text, [prompt], tokenizer_dir=self._tokenizer_dir)
+            self._embedded[prompt] = embedded[0]
+        return self._embedded[prompt]
 
 
 def locate(name_or_path: str | Path) -> Path:

@@ -19,6 +19,7 @@ from dossr_jax.systems.registry import (
     abstract_model,
     build_model,
     load_model,
+    prepare_model,
     system_of,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
     "metadata_for",
     "open_model",
+    "prepare_model",
     "read_header",
     "recognise",
     "save_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,25 @@ def abstract_model(
     )
 
 
+def prepare_model(
+    config: ModelConfig,
+    tensors: Mapping[str, Lazy],
+    source: str,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any | None = None,
+) -> tuple[Any, Callable[[], None]]:
+    """A model of shapes, and what reads the given tensors into it, as :func:`build_model`.
+
+    Raises:
+      UserError: tensors that do not fit the configuration; from the second, that are not finite.
+    """
+    parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}
+    model = abstract_model(config, dtype=dtype, param_dtype=param_dtype or dtype)
+    weights.check_fit(model, parameters, source)
+    return model, lambda: weights.fill(model, parameters, source)
+
+
 def build_model(
     config: ModelConfig,
     tensors: Mapping[str, Lazy],
@@ -59,9 +78,8 @@ def build_model(
     Raises:
       UserError: tensors that do not fit the configuration, or are not finite.
     """
-    parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}
-    model = abstract_model(config, dtype=dtype, param_dtype=param_dtype or dtype)
-    weights.fill(model, parameters, source)
+    model, fill = prepare_model(config, tensors, source, dtype=dtype, param_dtype=param_dtype)
+    fill()
     return model
 
 

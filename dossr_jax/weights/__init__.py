@@ -18,6 +18,7 @@ from dossr_jax.weights.kinds import (
     kind_of,
 )
 from dossr_jax.weights.params import (
+    check_fit,
     check_names,
     fill,
     keep_dtypes,
@@ -45,6 +46,7 @@ __all__ = [
     "Kind",
     "Lazy",
     "check_content",
+    "check_fit",
     "check_names",
     "checkpoints_in",
     "fill",

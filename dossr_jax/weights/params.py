@@ -75,15 +75,24 @@ def check_names(
         )
 
 
-def fill(model: nnx.Module, tensors: Tensors, source: str) -> None:
-    """Put tensors into a (possibly abstract) module, cast to the dtypes of its parameters.
+def check_fit(model: nnx.Module, tensors: Tensors, source: str) -> None:
+    """Refuse tensors that are not the parameters of a module, by name and shape; none is read.
 
     Raises:
       UserError: listing every missing, extra and misshapen name, the last with both shapes.
     """
+    wanted = {name: param.shape for name, param in names_and_params(model)}
+    check_names(wanted, {name: tensor.shape for name, tensor in tensors.items()}, source)
+
+
+def fill(model: nnx.Module, tensors: Tensors, source: str) -> None:
+    """Put tensors into a (possibly abstract) module, cast to the dtypes of its parameters.
+
+    Raises:
+      UserError: as :func:`check_fit`.
+    """
+    check_fit(model, tensors, source)
     params = dict(names_and_params(model))
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    check_names({name: param.shape for name, param in params.items()}, found, source)
     waiting: dict[str, np.ndarray] = {}
     size = 0
     for name, param in params.items():
