@@ -73,6 +73,7 @@ prepare = functools.partial(launch, "dossr_jax.data.prepare")
 plan = functools.partial(launch, "dossr_jax.plan.__main__")
 convert = functools.partial(launch, "dossr_jax.convert.__main__")
 evaluate = functools.partial(launch, "dossr_jax.evaluate.__main__")
+export = functools.partial(launch, "dossr_jax.export")
 crosscheck = functools.partial(launch, "dossr_jax.crosscheck")
 ray = functools.partial(launch, "dossr_jax.ray.__main__")
 

@@ -36,3 +36,9 @@ def weight_formats(state: Any, sharding: Sharding) -> Any:
         return Format(Layout(_OUTPUT_FIRST), sharding) if on_gpu and leaf.ndim == 4 else sharding
 
     return jax.tree.map(format_of, state)
+
+
+def place_of(leaf: Any) -> Any:
+    """Where an array, or a shape that is placed, lies; on GPUs with its layout."""
+    on_gpu = next(iter(leaf.sharding.device_set)).platform in _NAMES
+    return leaf.format if on_gpu and leaf.ndim == 4 else leaf.sharding

@@ -49,31 +49,11 @@ def add_options(
         "diffusion, for photos and for drawings), or a file or folder that "
         f"'python -m dossr_jax.convert' wrote{more} (default: {default_model or 'none'})",
     )
-    model.add_argument(
-        "--preprocessor",
-        help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), 'realesrgan' or "
-        "'realesrgan-anime'",
-    )
-    model.add_argument(
-        "--dtype", choices=DTYPE_NAMES, default="float32", help="arithmetic (default: float32)"
-    )
+    add_network_options(model)
     model.add_argument(
         "--tokenizer", type=Path, help="folder with vocab.json and merges.txt, for free prompts"
     )
-    sampler = parser.add_argument_group(
-        "sampler",
-        "By default as stored with the model; a converted checkpoint is sampled as published, in\n"
-        "5 steps of the third-order SDE solver.",
-    )
-    sampler.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        default=argparse.SUPPRESS,
-        help="a sampler by name; the flags below change parts of it. published: order 3, solver "
-        "sde, grid uniform; asinh: order 2, solver asinh, grid asinh, for 3 to 10 steps",
-    )
-    for name in _SAMPLER:
-        _add_field(sampler, SamplerConfig, name)
+    add_sampler_options(parser)
     picture = parser.add_argument_group("picture")
     for name in _PICTURE:
         _add_field(picture, Settings, name)
@@ -82,12 +62,7 @@ def add_options(
         "A photo takes 1 to 2 GB per million of its pixels, and no more than 2 GB beside its\n"
         "result: larger ones are restored block by block.",
     )
-    speed.add_argument(
-        "--tile",
-        type=int,
-        default=DEFAULT_TILE,
-        help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
-    )
+    add_tile_option(speed)
     _add_field(speed, Settings, "batch_size")
     speed.add_argument(
         "--programs",
@@ -102,6 +77,46 @@ def add_options(
         action="store_false",
         help="compile anew; by default programs are kept in the user's cache folder, or in "
         "JAX_COMPILATION_CACHE_DIR, and the next start is quick",
+    )
+
+
+def add_network_options(group: Any) -> None:
+    """Flags for what a model is built of, besides its name."""
+    group.add_argument(
+        "--preprocessor",
+        help="another pre-restorer: an RRDBNet file (Real-ESRGAN, BSRGAN, ...), 'realesrgan' or "
+        "'realesrgan-anime'",
+    )
+    group.add_argument(
+        "--dtype", choices=DTYPE_NAMES, default="float32", help="arithmetic (default: float32)"
+    )
+
+
+def add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """Flags for the fields of a sampler."""
+    sampler = parser.add_argument_group(
+        "sampler",
+        "By default as stored with the model; a converted checkpoint is sampled as published, in\n"
+        "5 steps of the third-order SDE solver.",
+    )
+    sampler.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=argparse.SUPPRESS,
+        help="a sampler by name; the flags below change parts of it. published: order 3, solver "
+        "sde, grid uniform; asinh: order 2, solver asinh, grid asinh, for 3 to 10 steps",
+    )
+    for name in _SAMPLER:
+        _add_field(sampler, SamplerConfig, name)
+
+
+def add_tile_option(group: Any) -> None:
+    """The flag for the side of tiles."""
+    group.add_argument(
+        "--tile",
+        type=int,
+        default=DEFAULT_TILE,
+        help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
     )
 
 

@@ -25,6 +25,7 @@ def hash_of_model(name_or_path: str) -> str:
     """
     with importing():  # here: --help needs no networks
         from dossr_jax.pipeline.upscaler import locate
+        from dossr_jax.programs.calling import FOLDER
         from dossr_jax.systems.rrdb import PACKAGED, find_packaged
 
     packaged = name_or_path in PACKAGED
@@ -32,7 +33,10 @@ def hash_of_model(name_or_path: str) -> str:
     try:
         if not path.is_dir():
             return _hash_of_file(path)
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        exported = path / FOLDER  # it changes no result
+        files = sorted(
+            file for file in path.rglob("*") if file.is_file() and exported not in file.parents
+        )
         lines = [f"{f.relative_to(path).as_posix()} {_hash_of_file(f)}" for f in files]
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -23,18 +23,21 @@ class Loading:
     """
 
     def __init__(self, model: Any, fill: Callable[[], None] | None, sharding: Sharding):
-        """`fill` reads the weights of a model of shapes, in another thread; None: they are read."""
+        """`fill` reads the weights of a model of shapes; None where they are there."""
         self.graphdef, state = split(model)
         self._formats = weight_formats(state, sharding)
         self.shapes = shapes_of(state, self._formats)
-        self._model = model
+        self._model, self._fill = model, fill
         self._state: Any = None
-        self._reading = None
+        self._reading: Future[None] | None = None
         if fill is None:
             self.state()
-        else:
+
+    def start(self) -> None:
+        """Begin to read, in another thread, unless that has begun."""
+        if self._fill is not None and self._reading is None:
             pool = ThreadPoolExecutor(1, "weights")
-            self._reading = pool.submit(fill)
+            self._reading = pool.submit(self._fill)
             pool.shutdown(wait=False)
 
     def state(self) -> nnx.State:
@@ -44,10 +47,11 @@ class Loading:
           UserError: they are not finite, or the file has changed.
         """
         if self._state is None:
+            self.start()
             if self._reading is not None:
                 self._reading.result()
             self._state = jax.device_put(nnx.state(self._model), self._formats)
-            self._model = self._reading = None
+            self._model = self._fill = self._reading = None
         return self._state
 
     def value(self, name: str) -> Any:

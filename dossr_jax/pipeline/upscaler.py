@@ -37,12 +37,22 @@ from dossr_jax.pipeline.settings import (
     check_settings,
     make_settings,
 )
-from dossr_jax.programs import Programs, about, folder_for, shapes_of
+from dossr_jax.programs import (
+    Programs,
+    Stored,
+    about,
+    describe,
+    export_program,
+    folder_for,
+    shapes_of,
+)
 from dossr_jax.restore import Layout, restore
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
 
+# Of the programs, where they are stored.
+NAME = "restore"
 DTYPES = {name: getattr(jnp, name) for name in DTYPE_NAMES}
 
 Name = TypeVar("Name")
@@ -123,8 +133,8 @@ class Upscaler:
             need; 0 turns tiling off.
           devices: devices that share a batch; all local ones if None.
           tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
-          fill: reads the weights of a model of shapes; it is called in another thread, and what is
-            wrong with them is raised where they are needed first.
+          fill: reads the weights of a model of shapes; it is called in another thread when they
+            are needed, and what it raises is raised there.
           programs: stored ones, for one device.
         """
         if tile < 0:
@@ -168,8 +178,8 @@ class Upscaler:
           programs: folder with programs that `python -m dossr_jax.export` wrote; by default the one
             of that name beside the model's file, or in its folder.
           keep: folder in which programs are kept for the next start, once they are traced.
-          wait: until the weights are read. Otherwise they are while the first program compiles, and
-            NaN in them is reported then.
+          wait: for the weights. Otherwise they are read while the first program compiles, and NaN
+            in them is reported then.
 
         Raises:
           UserError: in one line, what is wrong with the file and what to do.
@@ -339,25 +349,18 @@ class Upscaler:
         batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
         seeds = [job.seed for job in jobs] + [0] * (len(batch.lr) - len(jobs))
         noise = KeyNoise.of_seeds(seeds)
-        layout = Layout(
-            **self._buckets.tiling(canvas),
-            tile_batch=round_up(settings.batch_size, self._devices),
-            color_fix=settings.sampler.color_fix,
-            guided=self.system.guided(settings),
-            truncate=settings.truncate,
-            diffuse=settings.diffuse,
-            shard=self._split if canvas.tiled and self._devices > 1 else None,
-        )
+        layout = self._layout(canvas, settings)
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.
         place = self._everywhere if canvas.tiled else self._split
         lr, size, noise = jax.device_put((batch.lr, batch.size, noise), place)
         tiles, count, table = jax.device_put((batch.tiles, batch.count, table), self._everywhere)
         program = functools.partial(restore, self._loading.graphdef, layout)
         arguments = lr, size, tiles, count, noise, table
+        self._loading.start()
         if self._programs is not None:  # it is compiled while the weights are read
             shapes = shapes_of(controls, self._everywhere)
             program = self._programs.ready(
-                "restore", program, layout, (self._loading.shapes, *arguments, shapes)
+                NAME, program, layout, (self._loading.shapes, *arguments, shapes)
             )
         state = self._loading.state()
         controls = jax.device_put(self._controls(settings), self._everywhere)
@@ -374,6 +377,45 @@ class Upscaler:
             )
             for i, job in enumerate(jobs)
         ]
+
+    def _layout(self, canvas: Canvas, settings: Settings) -> Layout:
+        return Layout(
+            **self._buckets.tiling(canvas),
+            tile_batch=round_up(settings.batch_size, self._devices),
+            color_fix=settings.sampler.color_fix,
+            guided=self.system.guided(settings),
+            truncate=settings.truncate,
+            diffuse=settings.diffuse,
+            shard=self._split if canvas.tiled and self._devices > 1 else None,
+        )
+
+    def canvas_of(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of the canvas that an image of these sides is restored on: it has the program."""
+        canvas = self._buckets.canvas(height, width)
+        return canvas.height * self._buckets.unit_px, canvas.width * self._buckets.unit_px
+
+    def capacity(self, height: int, width: int, batch_size: int) -> int:
+        """How many images of these sides run together, of those that settings allow."""
+        return self._buckets.capacity(self._buckets.canvas(height, width), batch_size)
+
+    def export(self, images: Sequence[np.ndarray], settings: Settings, platform: str) -> Stored:
+        """The program that restores images like these together, traced for one device.
+
+        For a model :meth:`from_pretrained` on one device.
+
+        Args:
+          images: uint8 or uint16 (h, w, 3), of one canvas; their values do not matter.
+          platform: "cpu", "cuda" or "tpu", which need not be at hand.
+        """
+        canvas = self._buckets.canvas(*images[0].shape[:2])
+        batch, layout = self._buckets.arrange(canvas, images, 1), self._layout(canvas, settings)
+        noise, table = KeyNoise.of_seeds([0] * len(batch.lr)), self._table(settings)
+        arguments = self._loading.shapes, batch.lr, batch.size, batch.tiles, batch.count, noise
+        arguments = (*arguments, table, self._controls(settings))
+        program = functools.partial(restore, self._loading.graphdef, layout)
+        assert self._programs is not None
+        description = describe(NAME, self._programs.model, layout, arguments, platform)
+        return export_program(program, arguments, platform, description)
 
     def _table(self, settings: Settings) -> SolverTable | None:
         if self.system.table is None or not settings.diffuse:

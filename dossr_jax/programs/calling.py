@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.export
-from jax.sharding import Sharding
 
 from dossr_jax.errors import UserError
+from dossr_jax.gpu import COMPILER_OPTIONS, place_of
 from dossr_jax.programs.description import Description, argument_lines, describe
 from dossr_jax.programs.exporting import call_of, export_program, load_program, versions
 from dossr_jax.programs.files import find_program, keep_newest, write_program
@@ -35,15 +35,21 @@ def folder_for(model: Path | None, named: str | Path | None) -> Path | None:
         if not Path(named).is_dir():
             raise UserError(f"{named}: no such folder; export programs into it, or leave it out")
         return Path(named)
-    if model is None:
+    if model is None or not folder_of(model).is_dir():
         return None
-    folder = (model if model.is_dir() else model.parent) / FOLDER
-    return folder if folder.is_dir() else None
+    return folder_of(model)
 
 
-def shapes_of(tree: Any, sharding: Sharding) -> Any:
-    """Arrays, or shapes, as shapes that are placed so."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+def folder_of(model: Path) -> Path:
+    """In or beside what a model is read from."""
+    return (model if model.is_dir() else model.parent) / FOLDER
+
+
+def shapes_of(tree: Any, formats: Any) -> Any:
+    """Arrays, or shapes, as shapes that lie as a tree of shardings and formats says."""
+    return jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, formats
+    )
 
 
 class Programs:
@@ -86,8 +92,9 @@ class Programs:
         if exported is None:
             return function
         leaves = jax.tree.leaves(tuple(arguments))
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in leaves]
-        compiled = jax.jit(call_of(exported)).lower(*shapes).compile()
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place_of(a)) for a in leaves]
+        call = jax.jit(call_of(exported), compiler_options=COMPILER_OPTIONS)
+        compiled = call.lower(*shapes).compile()
         return lambda *arguments: compiled(*jax.tree.leaves(arguments))
 
     def _find(self, description: Description) -> jax.export.Exported | None:

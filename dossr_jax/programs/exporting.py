@@ -17,10 +17,10 @@ import dossr_jax
 from dossr_jax.programs.description import Description
 from dossr_jax.programs.files import Stored, damaged, read_program
 
-CUDNN, _LAPACK = "__cudnn$", b"lapack_"
+_CUDNN, _LAPACK = b"__cudnn$", b"lapack_"
 # JAX promises nothing of these kernels' interfaces; who runs a program traced by another version of
 # it has XLA check them.
-_KERNELS = tuple(f"{CUDNN}fmha{name}" for name in ("Softmax", "Bmm", "ScaleBiasSoftmax"))
+_KERNELS = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax")
 
 
 def export_program(
@@ -43,7 +43,8 @@ def export_program(
             platforms=[platform],
             disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(k) for k in _KERNELS],
         )(*shapes)
-    return Stored(description, versions(), bytes(exported.serialize()))
+    notes = versions() | {"cudnn": _CUDNN in exported.mlir_module_serialized}
+    return Stored(description, notes, bytes(exported.serialize()))
 
 
 def load_program(path: Path, description: Description) -> jax.export.Exported | None:
@@ -74,11 +75,6 @@ def call_of(exported: jax.export.Exported) -> Callable[..., Any]:
             disabled_safety_checks=(*exported.disabled_safety_checks, unchecked),
         )
     return exported.call
-
-
-def uses_cudnn(stored: Stored) -> bool:
-    """Whether a program calls cuDNN's kernels."""
-    return CUDNN.encode() in stored.data
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ class Stored:
 
     Attributes:
       description: what it depends on, see :func:`dossr_jax.programs.describe`.
-      notes: what made it, for people and messages; "jax" is the version.
+      notes: for people and messages: versions of what made it by name, and whether it calls cuDNN.
       data: as jax.export serializes it.
     """
 

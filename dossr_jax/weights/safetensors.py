@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+# Bytes of a tensor that is mapped; smaller ones are read.
+_LEAST_MAPPED = 2**18
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -147,9 +150,8 @@ def write_safetensors(
 def read_safetensors(path: str | Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     """Read the header of a .safetensors file: its tensors in their stored dtypes, and metadata.
 
-    Tensors are read plainly, not by a memory map, whose pages would count as memory in use: a
-    conversion needs as much memory as its largest tensor. One that is not finite is refused when it
-    is read.
+    Large tensors are mapped, each by itself and as long as someone holds it: a conversion needs as
+    much memory as its largest tensor. One that is not finite is refused when it is read.
 
     Raises:
       UserError: no such file, truncated, not a .safetensors file, or an unsupported dtype.
@@ -198,12 +200,21 @@ def _tensor(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> Lazy
         raise ValueError(f"{name} has {end - begin} bytes, which is not {kind}{shape}")
 
     def load() -> np.ndarray:
-        array = np.empty(shape, dtype)
         with open(path, "rb") as file:
-            file.seek(start + begin)
-            count = file.readinto(array.reshape(-1).view(np.uint8).data)
-        if count != array.nbytes:
-            raise UserError(f"{path}: changed while it was read; try again")
-        return array
+            if os.fstat(file.fileno()).st_size < start + end:
+                raise UserError(f"{path}: changed while it was read; try again")
+            if end - begin < _LEAST_MAPPED:
+                array = np.empty(shape, dtype)
+                file.seek(start + begin)
+                file.readinto(array.reshape(-1).view(np.uint8).data)
+                return array
+            skipped = (start + begin) % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(
+                file.fileno(),
+                skipped + end - begin,
+                offset=start + begin - skipped,
+                access=mmap.ACCESS_READ,
+            )
+        return np.frombuffer(mapped, dtype, math.prod(shape), skipped).reshape(shape)
 
     return finite(Lazy(shape, dtype, load), path, name)
