@@ -38,6 +38,16 @@ def lines(script, *options):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("case", ["help", pytest.param("exported", marks=pytest.mark.slow)])
+def test_cold_start(case):
+    command = [sys.executable, ROOT / "benchmarks" / "cold_start.py", "--cases", case]
+    options = ["--repeats", "2", "--model", "realesrgan-anime", "--size", "4"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    values = json.loads(done.stdout)
+    assert values["case"] == case and len(values["all_s"]) == 2
+    assert 0 < values["min_s"] == min(values["all_s"]) <= values["median_s"]
+
+
 SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("step", "encode", "decode")]
 
 

@@ -38,7 +38,10 @@ def restore(home: Path, output: Path, *flags: str, **variables: str) -> None:
 
 
 def programs(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*-cache")}
+    """What is kept: programs as they were traced, and as XLA compiled them."""
+    kept = {path.name for kind in ("*-cache", "*.zip") for path in folder.rglob(kind)}
+    assert not kept or {name.rpartition(".")[2] == "zip" for name in kept} == {True, False}
+    return kept
 
 
 def test_the_second_start_finds_the_programs_of_the_first(home, tmp_path):

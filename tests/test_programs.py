@@ -176,8 +176,10 @@ def test_programs_for_other_platforms_need_none_of_them(model, tmp_path, capsys)
     assert len(lines) == 2 and "attention of" in lines[0]
 
 
-def test_smaller_groups_of_a_batch_have_programs(model, tmp_path, untraced):
+@pytest.mark.slow
+def test_smaller_groups_of_a_batch_have_programs(model, tmp_path, monkeypatch):
     assert run_export(model, tmp_path, "--batch", "2") == 0
+    monkeypatch.setattr(upscaler_module, "restore", refuse)
     upscaler = Upscaler.from_pretrained(model, devices=DEVICE, programs=tmp_path)
     assert len(upscaler.restore([PICTURE] * 3, batch_size=2)) == 3
 

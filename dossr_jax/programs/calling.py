@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dossr_jax.programs.files import find_program, keep_newest, write_program
 
 # Programs that the user's folder holds; one is 100 kB for dossr-mini, 1 MB at SD 2.1's size.
 _MOST_KEPT = 200
-
+# Name of the folder beside a model.
 FOLDER = "programs"
 
 Call = Callable[..., Any]
@@ -66,7 +65,6 @@ class Programs:
     ):
         self.model, self.folder, self.keep = model, folder, keep
         self._ready: dict[tuple[Any, ...], Call] = {}
-        self._making = threading.Lock()
 
     def ready(self, name: str, function: Call, layout: Any, arguments: Sequence[Any]) -> Call:
         """`function` for these arguments (arrays or shapes), compiled if it is stored or kept.
@@ -78,20 +76,19 @@ class Programs:
           UserError: an exported program that is damaged.
         """
         signature = (name, layout, *argument_lines(arguments))
-        with self._making:
-            if signature not in self._ready:
-                self._ready[signature] = self._make(name, function, layout, arguments)
-            return self._ready[signature]
+        if signature not in self._ready:
+            self._ready[signature] = self._make(name, function, layout, arguments)
+        return self._ready[signature]
 
     def _make(self, name: str, function: Call, layout: Any, arguments: Sequence[Any]) -> Call:
-        platform = jax.export.default_export_platform()
+        leaves = jax.tree.leaves(tuple(arguments))
+        platform = _platform_of(leaves[0].sharding)
         description = describe(name, self.model, layout, arguments, platform)
         exported = self._find(description)
         if exported is None and self.keep is not None:
             exported = self._trace(function, arguments, platform, description)
         if exported is None:
             return function
-        leaves = jax.tree.leaves(tuple(arguments))
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place_of(a)) for a in leaves]
         call = jax.jit(call_of(exported), compiler_options=COMPILER_OPTIONS)
         compiled = call.lower(*shapes).compile()
@@ -121,6 +118,12 @@ class Programs:
             pass
         # As the next start will read it, so that XLA's program is found under the same name.
         return jax.export.deserialize(bytearray(stored.data))
+
+
+def _platform_of(sharding: Sharding) -> str:
+    """Of its devices, as jax.export names it."""
+    found = next(iter(sharding.device_set)).platform
+    return jax.export.default_export_platform() if found == jax.default_backend() else found
 
 
 def _of_now(description: Description) -> Description:

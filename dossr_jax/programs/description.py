@@ -46,7 +46,7 @@ def describe(
     """
     fields = {f.name: getattr(layout, f.name) for f in dataclasses.fields(layout)}
     lines = "\n".join(argument_lines(arguments))
-    return {
+    description = {
         "function": name,
         "code": code_hash(),
         "model": dict(model),
@@ -55,6 +55,7 @@ def describe(
         "platform": platform,
         "settings": {name: getattr(jax.config, name) for name in _SETTINGS},
     }
+    return json.loads(json.dumps(description))  # as it is read
 
 
 def key_of(description: Description) -> str:
