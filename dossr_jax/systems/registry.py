@@ -57,8 +57,7 @@ def prepare_model(
     """
     parameters = {n: t for n, t in tensors.items() if not n.startswith(BUFFER_PREFIX)}
     model = abstract_model(config, dtype=dtype, param_dtype=param_dtype or dtype)
-    weights.check_fit(model, parameters, source)
-    return model, lambda: weights.fill(model, parameters, source)
+    return model, weights.filler(model, parameters, source)
 
 
 def build_model(

@@ -18,9 +18,9 @@ from dossr_jax.weights.kinds import (
     kind_of,
 )
 from dossr_jax.weights.params import (
-    check_fit,
     check_names,
     fill,
+    filler,
     keep_dtypes,
     make_abstract,
     names_and_params,
@@ -46,10 +46,10 @@ __all__ = [
     "Kind",
     "Lazy",
     "check_content",
-    "check_fit",
     "check_names",
     "checkpoints_in",
     "fill",
+    "filler",
     "finite",
     "is_finite",
     "is_hub_folder",

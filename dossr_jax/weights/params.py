@@ -75,33 +75,37 @@ def check_names(
         )
 
 
-def check_fit(model: nnx.Module, tensors: Tensors, source: str) -> None:
-    """Refuse tensors that are not the parameters of a module, by name and shape; none is read.
-
-    Raises:
-      UserError: listing every missing, extra and misshapen name, the last with both shapes.
-    """
-    wanted = {name: param.shape for name, param in names_and_params(model)}
-    check_names(wanted, {name: tensor.shape for name, tensor in tensors.items()}, source)
-
-
 def fill(model: nnx.Module, tensors: Tensors, source: str) -> None:
     """Put tensors into a (possibly abstract) module, cast to the dtypes of its parameters.
 
     Raises:
-      UserError: as :func:`check_fit`.
+      UserError: listing every missing, extra and misshapen name, the last with both shapes.
     """
-    check_fit(model, tensors, source)
+    filler(model, tensors, source)()
+
+
+def filler(model: nnx.Module, tensors: Tensors, source: str) -> Callable[[], None]:
+    """What fills a module: the parameters that it has now, if others should take their places.
+
+    Raises:
+      UserError: as :func:`fill`; no tensor is read for that.
+    """
     params = dict(names_and_params(model))
-    waiting: dict[str, np.ndarray] = {}
-    size = 0
-    for name, param in params.items():
-        waiting[name] = np.asarray(np.asarray(tensors[name]), param.dtype, order="C")
-        size += waiting[name].nbytes
-        if size > _WAITING_BYTES:
-            _place(params, waiting)
-            waiting, size = {}, 0
-    _place(params, waiting)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    check_names({name: param.shape for name, param in params.items()}, found, source)
+
+    def read() -> None:
+        waiting: dict[str, np.ndarray] = {}
+        size = 0
+        for name, param in params.items():
+            waiting[name] = np.asarray(np.asarray(tensors[name]), param.dtype, order="C")
+            size += waiting[name].nbytes
+            if size > _WAITING_BYTES:
+                _place(params, waiting)
+                waiting, size = {}, 0
+        _place(params, waiting)
+
+    return read
 
 
 def _place(params: Mapping[str, nnx.Param], arrays: Mapping[str, np.ndarray]) -> None:
