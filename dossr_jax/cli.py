@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dossr_jax import engines, files, options
 from dossr_jax.commands import command_line
 from dossr_jax.engines import Engine
@@ -127,10 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     if engines.join(args) == 1:
         return restore(args, engines.Here())
-    if jax.process_index():
-        return engines.follow(args)
-    together = engines.Together()
-    return together.lead(lambda: restore(args, together))
+    from dossr_jax import together  # here: one process needs none of it
+
+    if not together.leads():
+        return together.follow(args)
+    engine = together.Together()
+    return engine.lead(lambda: restore(args, engine))
 
 
 def restore(args: argparse.Namespace, engine: Engine) -> int:

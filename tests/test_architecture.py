@@ -164,7 +164,17 @@ ALLOWED = {
         "systems",
     },
     "engines": {"errors", "folder", "options", "parallel", "pipeline"},
-    "cli": {"commands", "engines", "errors", "files", "folder", "options", "pipeline"},
+    "together": {"engines", "errors", "folder", "options", "parallel", "pipeline"},
+    "cli": {
+        "commands",
+        "engines",
+        "errors",
+        "files",
+        "folder",
+        "options",
+        "pipeline",
+        "together",
+    },
     "ray": {"cli", "commands", "config", "engines", "errors", "folder", "pipeline"},
     "__init__": {"errors", "pipeline"},
 }
