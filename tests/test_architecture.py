@@ -49,6 +49,7 @@ ALLOWED = {
         "models",
         "parallel",
         "pipeline",
+        "programs",
         "restore",
         "systems",
         "training",
@@ -135,7 +136,7 @@ ALLOWED = {
     },
     "compilation": set(),
     "export": {"commands", "errors", "options", "pipeline", "programs"},
-    "programs": {"config", "errors", "temporary"},
+    "programs": {"config", "errors", "gpu", "temporary"},
     "options": {"commands", "compilation", "config", "pipeline"},
     "evaluate": {
         "config",

@@ -25,6 +25,7 @@ from dossr_jax.gpu import weight_formats
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, make_settings
+from dossr_jax.programs import shapes_of
 from dossr_jax.restore import Layout, restore
 from dossr_jax.training.state import abstract_run
 from dossr_jax.training.step import make_train_step
@@ -127,15 +128,15 @@ def restore_program(
         table, controls = cast(table, np.float32), _controls(abstract)
     arguments = np.zeros((0, 3), np.int32), np.int32(0), table, controls
     everywhere = parallel.replicated(mesh)
-    state = _placed(state, weight_formats(state, everywhere))
-    arguments = _placed(arguments, everywhere)
+    state = shapes_of(state, weight_formats(state, everywhere))
+    arguments = shapes_of(arguments, everywhere)
     side = size // UPSCALE
     batch = (
         jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((images, 2), jnp.int32),
         KeyNoise(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))),
     )
-    batch = _placed(batch, NamedSharding(mesh, PartitionSpec("data")))
+    batch = shapes_of(batch, NamedSharding(mesh, PartitionSpec("data")))
 
     @functools.cache
     def trace() -> Any:
@@ -225,16 +226,3 @@ def _loops(jaxpr: Any) -> Iterator[Any]:
             continue
         for inner in jaxprs_in_params(equation.params):
             yield from _loops(inner)
-
-
-def _placed(tree: Any, formats: Any) -> Any:
-    """Shapes and dtypes of a tree of arrays (or of shapes), laid out.
-
-    Args:
-      formats: a sharding, or a tree of shardings and formats.
-    """
-    if isinstance(formats, NamedSharding):
-        formats = jax.tree.map(lambda _: formats, tree)
-    return jax.tree.map(
-        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, formats
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.export
+from jax.sharding import Sharding
 
 from dossr_jax.errors import UserError
 from dossr_jax.gpu import COMPILER_OPTIONS, place_of
@@ -45,7 +46,10 @@ def folder_of(model: Path) -> Path:
 
 
 def shapes_of(tree: Any, formats: Any) -> Any:
-    """Arrays, or shapes, as shapes that lie as a tree of shardings and formats says."""
+    """Arrays, or shapes, as shapes that lie as a sharding says, or a tree of these and formats."""
+    if isinstance(formats, Sharding):
+        sharding = formats
+        formats = jax.tree.map(lambda _: sharding, tree)
     return jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, formats
     )
