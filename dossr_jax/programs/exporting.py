@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ def export_program(
 
     Arguments are arrays or their shapes. What it returns must be a flat tuple of arrays.
     """
+    function = _unjitted(function)
     leaves, tree = jax.tree.flatten(tuple(arguments))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
 
@@ -45,6 +47,13 @@ def export_program(
         )(*shapes)
     notes = versions() | {"cudnn": _CUDNN in exported.mlir_module_serialized}
     return Stored(description, notes, bytes(exported.serialize()))
+
+
+def _unjitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function traces: JAX allows options of its compiler for whole programs alone."""
+    if isinstance(function, functools.partial):
+        return functools.partial(_unjitted(function.func), *function.args, **function.keywords)
+    return getattr(function, "__wrapped__", function)
 
 
 def load_program(path: Path, description: Description) -> jax.export.Exported | None:
