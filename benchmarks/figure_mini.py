@@ -58,7 +58,7 @@ def main() -> None:
     if args.photos is None:
         photos |= hard_ones()
     mini, gan = (Upscaler.from_pretrained(name) for name in (args.model, "realesrgan"))
-    restored = dict(mini.stream(photos.items(), mini.settings()))
+    restored = dict(mini.stream(photos.items(), mini.settings(), stages=True))
     sharpened = dict(gan.stream(photos.items(), gan.settings()))
     sheet = Image.new("RGB", (len(COLUMNS) * SIDE, 20 + len(photos) * SIDE), "white")
     draw = ImageDraw.Draw(sheet)

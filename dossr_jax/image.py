@@ -7,6 +7,7 @@ up to the canvas. What a canvas holds outside that part, NaN included, has no in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import get_args
 
@@ -43,9 +44,7 @@ def adain_fix(image: Image, reference: Image, size: Sizes) -> Image:
     Statistics are over the valid part, the deviation unbiased with 1e-5 added to the variance.
     Shapes, dtypes and result as :func:`wavelet_fix`.
     """
-    mean, std = _mean_std(image, size)
-    mean_ref, std_ref = _mean_std(reference, size)
-    return (image - mean) / std * std_ref + mean_ref
+    return match_moments(image, moments(image, size), moments(reference, size))
 
 
 def color_fix(
@@ -88,15 +87,38 @@ def _blur(x: Array, length: Array, dilation: Array, axis: int) -> Array:
     return 0.25 * (before + after) + 0.5 * x
 
 
-def _mean_std(x: Array, size: Array) -> tuple[Array, Array]:
-    """Mean and unbiased deviation of every channel over the valid part, (b, 1, 1, c) each."""
+def moments(x: Image, size: Sizes) -> Float[Array, "b 2 c"]:
+    """Mean, and deviation as :func:`adain_fix` has it, of every channel over the valid part."""
     valid = valid_part(x, size)
     count = jnp.prod(size, axis=1).astype(x.dtype)[:, None, None, None]
     mean = jnp.sum(jnp.where(valid, x, 0), axis=(1, 2), keepdims=True) / count
     square = jnp.where(valid, (x - mean) ** 2, 0)
     # A single pixel has no deviation: 0 here, where the unbiased formula would say 0 / 0.
     variance = jnp.sum(square, axis=(1, 2), keepdims=True) / jnp.maximum(count - 1, 1)
-    return mean, jnp.sqrt(variance + _ADAIN_EPS)
+    return jnp.concatenate([mean, jnp.sqrt(variance + _ADAIN_EPS)], axis=1)[:, :, 0]
+
+
+def match_moments(
+    image: Image, own: Float[Array, "b 2 c"], wanted: Float[Array, "b 2 c"]
+) -> Float[Array, "b h w c"]:
+    """Images (b, h, w, c) whose channels have the moments `own` with `wanted` ones."""
+    mean, std, mean_wanted, std_wanted = (
+        x[:, i, None, None] for x in (own, wanted) for i in (0, 1)
+    )
+    return (image - mean) / std * std_wanted + mean_wanted
+
+
+def merge_moments(
+    parts: Float[np.ndarray, "*n 2 c"], pixels: Sequence[int]
+) -> Float[np.ndarray, "*_ 2 c"]:
+    """:func:`moments` (n, ..., 2, c) of parts of one image, each of so many pixels, as its own."""
+    count, weights = sum(pixels), np.array(pixels, np.float64)
+    weights = weights.reshape(-1, *[1] * (parts.ndim - 2))
+    means, stds = np.moveaxis(parts.astype(np.float64), -2, 0)
+    mean = (weights * means).sum(0) / count
+    squares = (weights - 1) * (stds**2 - _ADAIN_EPS) + weights * (means - mean) ** 2
+    std = np.sqrt(squares.sum(0) / max(count - 1, 1) + _ADAIN_EPS)
+    return np.stack([mean, std], axis=-2).astype(np.float32)
 
 
 def valid_part(x: Image, size: Sizes) -> Bool[Array, "b h w 1"]:
@@ -219,12 +241,18 @@ def pad_to(
 
 
 def position_noise(
-    key: Array, height: int, width: int, channels: int, dtype: DTypeLike = jnp.float32
+    key: Array,
+    height: int,
+    width: int,
+    channels: int,
+    dtype: DTypeLike = jnp.float32,
+    origin: Int[Array, " 2"] | None = None,
 ) -> Float[Array, "{height} {width} {channels}"]:
     """Standard normal noise (height, width, channels), a function of the key and the position.
 
     The value at (row, col) depends on `key`, row, col and `channels` only: a larger canvas
-    extends the noise without changing it. Draws are float32 in every mode and then cast.
+    extends the noise without changing it, and one that begins at `origin` (row, col), not
+    negative, has that part of it. Draws are float32 in every mode and then cast.
     """
 
     def at_row(row: Array) -> Array:
@@ -233,12 +261,23 @@ def position_noise(
 
     rows = jnp.arange(height, dtype=jnp.uint32)
     cols = jnp.arange(width, dtype=jnp.uint32)
+    if origin is not None:
+        first = origin.astype(jnp.uint32)
+        rows, cols = rows + first[0], cols + first[1]
     draw = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (channels,), jnp.float32)))
     return draw(jax.vmap(at_row)(rows)).astype(dtype)
 
 
 def batch_position_noise(
-    keys: Key[Array, " b"], height: int, width: int, channels: int, dtype: DTypeLike = jnp.float32
+    keys: Key[Array, " b"],
+    height: int,
+    width: int,
+    channels: int,
+    dtype: DTypeLike = jnp.float32,
+    origin: Sizes | None = None,
 ) -> Float[Array, "b {height} {width} {channels}"]:
     """:func:`position_noise` of every key: keys (b,) to noise (b, height, width, channels)."""
-    return jax.vmap(lambda key: position_noise(key, height, width, channels, dtype))(keys)
+    if origin is None:
+        return jax.vmap(lambda key: position_noise(key, height, width, channels, dtype))(keys)
+    noise = functools.partial(position_noise, height=height, width=width, channels=channels)
+    return jax.vmap(lambda key, at: noise(key, dtype=dtype, origin=at))(keys, origin)

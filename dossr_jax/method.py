@@ -67,9 +67,13 @@ def whole(
 
 
 class KeyNoise(NamedTuple):
-    """Noise of one key per image, (b,): a function of key, purpose and position alone."""
+    """Noise of one key per image, (b,): a function of key, purpose and position alone.
+
+    origin: where in its picture each image begins, int32 (b, 2) latent positions; None is 0.
+    """
 
     keys: Key[Array, " b"]
+    origin: Sizes | None = None
 
     @classmethod
     def of_seeds(cls, seeds: Sequence[int]) -> KeyNoise:
@@ -82,12 +86,13 @@ class KeyNoise(NamedTuple):
         """Posterior and start noise, (b, *shape) each."""
         # Generators compile slowly: the two draws share one.
         folded = jnp.concatenate([self._fold(draw) for draw in (Draw.POSTERIOR, Draw.START)])
-        posterior, start = jnp.split(batch_position_noise(folded, *shape), 2)
+        origin = None if self.origin is None else jnp.tile(self.origin, (2, 1))
+        posterior, start = jnp.split(batch_position_noise(folded, *shape, origin=origin), 2)
         return posterior, start
 
     def step(self, i: Array, shape: Shape) -> Array:
         """Noise of step i, (b, *shape)."""
-        return batch_position_noise(self._fold(Draw.FIRST_STEP + i), *shape)
+        return batch_position_noise(self._fold(Draw.FIRST_STEP + i), *shape, origin=self.origin)
 
     def _fold(self, draw: Array | int) -> Array:
         return jax.vmap(lambda key: jax.random.fold_in(key, draw))(self.keys)

@@ -59,11 +59,12 @@ def add_options(
         _add_field(picture, Settings, name)
     speed = parser.add_argument_group(
         "memory and speed",
-        "A photo takes 1 to 2 GB per million of its pixels, and no more than 2 GB beside its\n"
-        "result: larger ones are restored block by block.",
+        "A photo takes about 2 GB per million of its pixels, and no more than 2 GB beside its\n"
+        "result: larger ones are restored block by block. Where memory is short, less runs at a\n"
+        "time, and a note says so: first smaller batches, then smaller blocks, then smaller tiles.",
     )
     add_tile_option(speed)
-    _add_field(speed, Settings, "batch_size")
+    _add_field(speed, Settings, "batch_size", type=_number_or_auto)
     speed.add_argument(
         "--programs",
         metavar="FOLDER",
@@ -114,16 +115,24 @@ def add_tile_option(group: Any) -> None:
     """The flag for the side of tiles."""
     group.add_argument(
         "--tile",
-        type=int,
-        default=DEFAULT_TILE,
-        help="side of a tile in pixels of the fourfold image, 0 for none (default: %(default)s)",
+        type=_number_or_auto,
+        default="auto",
+        help="side of a tile in pixels of the fourfold image, 0 for none; auto: "
+        f"{DEFAULT_TILE}, or less where memory is short (default: %(default)s)",
     )
 
 
-def _add_field(group: Any, cls: type, name: str) -> None:
+def _number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+_number_or_auto.__name__ = "number"  # in argparse's message
+
+
+def _add_field(group: Any, cls: type, name: str, **changed: Any) -> None:
     """A flag for a field of a configuration: type, choices and help are the field's."""
     field = vars(cls)["__pydantic_fields__"][name]
-    options: dict[str, Any] = {"type": _type_of(field.annotation)}
+    options: dict[str, Any] = {"type": _type_of(field.annotation), **changed}
     if options["type"] is bool:
         options = {"action": argparse.BooleanOptionalAction}
     elif typing.get_origin(field.annotation) is Literal:
@@ -167,13 +176,15 @@ def load(
     """
     with importing():
         from dossr_jax.pipeline import Upscaler  # here: --help needs no networks
+        from dossr_jax.pipeline.memory import share_freed_memory
 
+    share_freed_memory()
     keep = keep_programs() if args.cache else None
     upscaler = Upscaler.from_pretrained(
         args.model if model is None else model,
         dtype=args.dtype,
         preprocessor=args.preprocessor if preprocessor is None else preprocessor,
-        tile=args.tile,
+        tile=None if args.tile == "auto" else args.tile,
         tokenizer_dir=args.tokenizer,
         programs=args.programs,
         keep=keep,

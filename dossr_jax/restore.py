@@ -22,7 +22,15 @@ from dossr_jax import gpu, method
 from dossr_jax.area_means import keep_area_means
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
-from dossr_jax.image import is_grey, levels_to_pixels, pixels_to_levels, remove_color, valid_part
+from dossr_jax.image import (
+    is_grey,
+    levels_to_pixels,
+    match_moments,
+    moments,
+    pixels_to_levels,
+    remove_color,
+    valid_part,
+)
 from dossr_jax.method import Controls, Noise, Restoration
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.smooth_areas import keep_smooth_areas
@@ -36,9 +44,9 @@ class Layout:
 
     `tile`, `overlap` and `margin` in units, as in dossr_jax.tiling; `tile` None runs whole
     canvases. `unit`: pixels of the result per unit. `tile_batch` tiles run together. `guided`:
-    classifier-free guidance. Without `diffuse` the pre-restored image is the result. `keep`: return
-    all intermediate results, as floats. `shard` splits batches (of tiles, or of images where there
-    are no tiles) over devices.
+    classifier-free guidance. Without `diffuse` the pre-restored image is the result. `stages`:
+    return the pre-restored and the decoded image, too. `keep`: return all intermediate results, as
+    floats. `shard` splits batches (of tiles, or of images where there are no tiles) over devices.
     """
 
     tile: int | None = None
@@ -50,6 +58,7 @@ class Layout:
     guided: bool = False
     truncate: bool = False
     diffuse: bool = True
+    stages: bool = False
     keep: bool = False
     shard: NamedSharding | None = None
 
@@ -75,18 +84,19 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 class Images(NamedTuple):
-    """Pre-restored, decoded before the colour fix, and the result, (b, H, W, 3); see `restore`.
+    """The result (b, H, W, 3), see `restore`, and with layout.stages two stages of it.
 
-    All three are grey where the LR image is; networks for colour leave a tint there. The result has
-    its mean colours, too, see dossr_jax.area_means.
+    Those are the pre-restored image and the decoded one before the colour fix. All three are grey
+    where the LR image is; networks for colour leave a tint there. The result has its mean colours,
+    too, see dossr_jax.area_means.
 
     finite: whether networks and sampler gave numbers for every pixel of the image, bool (b,).
     """
 
-    pre_restored: Array
-    decoded: Array
     result: Array
     finite: Array
+    pre_restored: Array | None = None
+    decoded: Array | None = None
 
 
 @functools.partial(
@@ -103,8 +113,10 @@ def restore(
     noise: Noise | None = None,
     table: SolverTable | None = None,
     controls: Controls | None = None,
-) -> Images | Restoration:
-    """Enlarge a batch of images four times.
+    owned: Array | None = None,
+    whole: Array | None = None,
+) -> Images | Restoration | Array:
+    """Enlarge a batch of images, or of parts of images, four times.
 
     Args:
       graphdef, state: the split networks of any of dossr_jax.systems.
@@ -115,10 +127,13 @@ def restore(
         unused where layout.tile is None.
       noise: of every image. table: solver, possibly padded. controls: see Controls. All three are
         unused, and may be absent, where nothing is sampled.
+      owned: parts of an image, int32 (b, 2) as `size`, of which the moments are wanted.
+      whole: moments of whole images by which the colour fix "adain" is to be made in their parts.
 
     Returns:
       Images of shape (b, 4h, 4w, 3), meaningful in the valid part, uint16 if `lr` is, else uint8;
-      with layout.keep a Restoration.
+      with layout.keep a Restoration. With `owned` the moments of the decoded and the pre-restored
+      image, float32 (b, 2, 2, 3), see dossr_jax.image.moments.
     """
     model: Any = nnx.merge(graphdef, state)
 
@@ -158,7 +173,7 @@ def restore(
         noise=noise,
         table=table,
         controls=controls,
-        fix=layout.color_fix,
+        fix=layout.color_fix if owned is None and whole is None else "none",
         guided=layout.guided,
         diffuse=layout.diffuse,
         keep_path=layout.keep,
@@ -166,14 +181,21 @@ def restore(
     restored = system_of(model.config).restore(model, lr, run)
     if layout.keep:
         return restored
+    if owned is not None:
+        pair = restored.decoded, restored.pre_restored
+        return jnp.stack([moments(image, UPSCALE * owned) for image in pair], axis=1)
+    if whole is not None:
+        matched = match_moments(restored.decoded, whole[:, 0], whole[:, 1])
+        restored = restored._replace(result=matched)
     valid = valid_part(restored.result, UPSCALE * size)
     finite = jnp.all(jnp.isfinite(restored.result) | ~valid, axis=(1, 2, 3))
     result = keep_area_means(restored.result, lr, size)
     if dtype == jnp.uint16:
         result = keep_smooth_areas(result, lr, size)
     grey = is_grey(lr)
-    pre, decoded, result = (
+    stages = (restored.pre_restored, restored.decoded) if layout.stages else ()
+    result, *stages = (
         pixels_to_levels(remove_color(image, grey), dtype, truncate=layout.truncate)
-        for image in (restored.pre_restored, restored.decoded, result)
+        for image in (result, *stages)
     )
-    return Images(pre, decoded, result, finite)
+    return Images(result, finite, *stages)

@@ -70,10 +70,43 @@ def test_tiles_cover_every_image_and_their_number_is_that_of_the_class(buckets, 
         assert covered[: -(-height // buckets.unit_px), : -(-width // buckets.unit_px)].all()
 
 
-@given(BUCKETS, SIDES, SIDES, st.integers(1, 64))
-def test_batches_of_large_images_are_small(buckets, height, width, batch_size):
+@given(BUCKETS, SIDES, SIDES, st.integers(1, 64), st.integers(1, 2**25))
+def test_batches_of_large_images_are_small(buckets, height, width, batch_size, together):
     canvas = buckets.canvas(height, width)
-    capacity = buckets.capacity(canvas, batch_size)
+    capacity = buckets.capacity(canvas, batch_size, together)
     assert 1 <= capacity <= batch_size
-    if canvas.tiled and capacity > 1:
-        assert capacity * canvas.height * canvas.width * buckets.unit**2 <= 8 * 2**20
+    if capacity > 1:
+        pixels = capacity * buckets.pixels(canvas)
+        assert pixels <= together and (pixels <= 8 * 2**20 or not canvas.tiled)
+
+
+@given(BUCKETS, SIDES, SIDES, st.integers(1, 4), st.integers(1, 64))
+def test_tiles_that_run_together_leave_few_places_empty(buckets, height, width, images, batch_size):
+    canvas = buckets.canvas(height, width)
+    tile_batch = buckets.tile_batch(canvas, images, batch_size, float("inf"))
+    tiles, _ = buckets.tiles(canvas, [input_sides(buckets, canvas)] * images, images)
+    assert 1 <= tile_batch <= batch_size
+    if canvas.tiled:
+        runs = -(-len(tiles) // tile_batch)
+        assert runs == -(-len(tiles) // batch_size) and runs * tile_batch - len(tiles) < runs
+
+
+@given(BUCKETS, st.lists(st.tuples(SIDES, SIDES), max_size=8))
+def test_rare_classes_share_a_program_where_tiles_stay_the_same(buckets, sizes):
+    merged = buckets.merge(sizes)
+    assert set(merged) == {buckets.canvas(*size) for size in sizes}
+    for size in sizes:
+        canvas = buckets.canvas(*size)
+        shared = merged[canvas]
+        assert shared == canvas or (canvas.tiled and shared.tiled and merged[shared] == shared)
+        assert shared.height >= canvas.height and shared.width >= canvas.width
+        (tiles, count), (others, number) = (buckets.tiles(c, [size], 1) for c in (canvas, shared))
+        np.testing.assert_array_equal(tiles[:count], others[:number])
+
+
+def test_sixty_four_small_pictures_of_mixed_sizes_need_six_programs():
+    buckets = Buckets.of_pixels(4, 4, 512)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = rng.integers(30, 131, (64, 2)).tolist()
+        assert len(set(buckets.merge(sizes).values())) <= 6

@@ -9,7 +9,7 @@ from helpers.models import tiny_model
 from PIL import Image
 
 from dossr_jax import cli, image_io, systems, weights
-from dossr_jax.pipeline import blocks
+from dossr_jax.pipeline import memory
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_an_output_that_is_no_folder(photos, capsys):
 
 
 def test_a_result_that_is_too_large_stops_no_other(run, photos, monkeypatch):
-    monkeypatch.setattr(blocks, "free_memory", lambda: 6 * 300 * 300)
+    monkeypatch.setattr(memory, "free_memory", lambda: 6 * 300 * 300)
     Image.new("RGB", (1, 1)).save(photos / "one.png")
     status, results, err = run(photos / "one.png", photos / "b.jpg", options=["--scale", "300"])
     assert status == 2 and set(results) == {"one.png"}

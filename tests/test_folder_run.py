@@ -37,8 +37,11 @@ class NoModel:
     def stream(self, images, settings):
         return iter(())
 
+    def kind(self, height, width):
+        return None
 
-def enlarge(upscaler, photos, settings):
+
+def enlarge(upscaler, photos, settings, **options):
     """Stands for restore_photos: pixels are repeated, and moved by the seed."""
     for name, photo in photos:
         scale = int(settings.scale)
@@ -433,32 +436,27 @@ def test_names_that_the_console_lacks_are_printed_all_the_same(album, tmp_path, 
     assert (tmp_path / "out" / "\u00e9\u4e16.png").exists()
 
 
-# Memory
+# Memory and order
 
 
-def test_few_photos_are_in_memory_whatever_waits_for_a_batch(tmp_path, monkeypatch):
-    for i in range(20):
-        save(tmp_path / "album" / f"{i}.png")
-    alive, most = 0, 0
-    real = files.read_photo
+def test_photos_that_can_run_together_follow_each_other(album, tmp_path, monkeypatch):
+    """And what is known of their sizes is told, before any of them is read."""
+    for i, size in enumerate([(70, 8), (6, 8), (8, 70)]):
+        save(album / f"{i}.png", size=size)
+    (album / "bad.png").write_bytes(b"x")
+    monkeypatch.setattr(NoModel, "kind", lambda self, height, width: max(height, width) > 60)
+    seen = {}
 
-    def read(path):
-        nonlocal alive, most
-        alive += 1
-        most = max(most, alive)
-        return real(path)
+    def restore_photos(*arguments, sizes, stages):
+        seen.update(sizes=sizes, stages=stages)
+        return enlarge(*arguments)
 
-    def all_at_once(upscaler, photos, settings):
-        nonlocal alive
-        for result in enlarge(upscaler, list(photos), settings):
-            alive -= 1
-            yield result
-
-    monkeypatch.setattr(files, "read_photo", read)
-    monkeypatch.setattr(run, "restore_photos", all_at_once)
-    monkeypatch.setattr(run, "_MOST_WAITING", 3 * 6 * 8 * 3)
-    status, told, _ = restore(tmp_path / "album", output=tmp_path / "out")
-    assert status == 0 and "20 restored" in told[-1] and most <= 5
+    monkeypatch.setattr(run, "restore_photos", restore_photos)
+    _, told, _ = restore(album, output=tmp_path / "out")
+    names = [Path(line.split()[0]).name for line in told[:-1]]
+    assert names == ["0.png", "2.png", "1.png", "a.png", "b.png", "c.png"]
+    small = [(6, 8)] * 4
+    assert seen == {"sizes": [(70, 8), (8, 70), *small], "stages": False}
 
 
 def test_results_come_in_the_order_of_the_inputs(album, tmp_path):
@@ -548,8 +546,8 @@ def test_a_model_is_known_by_its_content_or_if_large_by_head_size_and_time(tmp_p
 def main():
     """A process to kill: the command line without a model, and slow."""
 
-    def slowly(*arguments):
-        for result in enlarge(*arguments):
+    def slowly(*arguments, **options):
+        for result in enlarge(*arguments, **options):
             time.sleep(0.05)
             yield result
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dossr_jax import cli, export, options, programs, systems, weights
 from dossr_jax.errors import UserError
 from dossr_jax.folder.model import hash_of_model
-from dossr_jax.pipeline import Upscaler
+from dossr_jax.pipeline import Upscaler, networks
 from dossr_jax.pipeline import upscaler as upscaler_module
 from dossr_jax.programs import files
 from dossr_jax.programs.calling import FOLDER
@@ -50,11 +50,14 @@ def exported(model, tmp_path_factory) -> Path:
 @pytest.fixture
 def untraced(monkeypatch):
     """Nothing can be traced."""
-    monkeypatch.setattr(upscaler_module, "restore", refuse)
+    monkeypatch.setattr(networks, "restore", refuse)
 
 
 def refuse(*arguments):
     raise AssertionError("traced")
+
+
+refuse.lower = refuse
 
 
 def run_export(model: Path, folder: Path, *flags: str) -> int:
@@ -82,7 +85,7 @@ def test_a_program_beside_the_model_is_found(model, exported, expected, tmp_path
 def test_a_program_that_does_not_fit_is_left_alone(model, exported, untraced):
     upscaler = Upscaler.from_pretrained(model, devices=DEVICE, programs=exported)
     upscaler.restore(PICTURE, steps=1, seed=3, fidelity=0.5)  # what is traced fits all the same
-    for change in ({"truncate": True}, {"color_fix": "none"}, {"batch_size": 2}):
+    for change in ({"truncate": True}, {"color_fix": "none"}):
         with pytest.raises(AssertionError, match="traced"):
             upscaler.restore(PICTURE, **change)
 
@@ -142,7 +145,7 @@ def test_the_second_start_traces_nothing(model, expected, tmp_path, monkeypatch)
     (path,) = (tmp_path / "kept").iterdir()
     content = path.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(upscaler_module, "restore", refuse)
+        patched.setattr(networks, "restore", refuse)
         np.testing.assert_array_equal(restored(model, keep=tmp_path / "kept"), expected)
     path.write_bytes(content[:-9])  # a damaged one of ours is made again, without a word
     np.testing.assert_array_equal(restored(model, keep=tmp_path / "kept"), expected)
@@ -179,7 +182,7 @@ def test_programs_for_other_platforms_need_none_of_them(model, tmp_path, capsys)
 @pytest.mark.slow
 def test_smaller_groups_of_a_batch_have_programs(model, tmp_path, monkeypatch):
     assert run_export(model, tmp_path, "--batch", "2") == 0
-    monkeypatch.setattr(upscaler_module, "restore", refuse)
+    monkeypatch.setattr(networks, "restore", refuse)
     upscaler = Upscaler.from_pretrained(model, devices=DEVICE, programs=tmp_path)
     assert len(upscaler.restore([PICTURE] * 3, batch_size=2)) == 3
 

@@ -171,7 +171,7 @@ class Bench:
         bicubic = [resample(p.lr, *p.hr.shape[:2]) for p in self._pairs]
         images = list(enumerate(pair.lr for pair in self._pairs))
         settings = self.upscaler.settings(**{**PUBLISHED, "steps": 1}, batch_size=self._batch)
-        results = dict(self.upscaler.stream(images, settings))
+        results = dict(self.upscaler.stream(images, settings, stages=True))
         pre = [results[i].pre_restored for i, _ in images]
         return [
             self._scored(Variant("bicubic"), bicubic),

@@ -18,12 +18,13 @@ from dossr_jax.files.formats import RAW_SUFFIXES
 from dossr_jax.folder.finding import Input, suffix_of
 from dossr_jax.folder.manifest import Manifest, Parameters, Record, content_of
 from dossr_jax.image_io import output_size
-from dossr_jax.pipeline.blocks import SIDE, check_memory
+from dossr_jax.pipeline.blocks import SIDE
+from dossr_jax.pipeline.memory import check_memory
 
 # Bytes per byte of pixels: low for photos, so that what would fit is not refused.
 _DENSITY = {"PNG": 0.4, "TIFF": 0.4, "BMP": 1.0, "JPEG": 0.15, "JPEG2000": 0.3}
 _DENSITY_OF_OTHERS = 0.1
-_MEMORY_PER_PIXEL = 1500  # bytes; the help of the command line says the same
+_MEMORY_PER_PIXEL = 2200  # bytes; the help of the command line says the same
 
 
 @dataclasses.dataclass(frozen=True)

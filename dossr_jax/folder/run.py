@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 STAGES = ("pre_restored", "decoded")
 # Keyword of the metadata that a result was made by.
 PARAMETERS = "Parameters"
-# Bytes of pixels that may wait for others of their size to run with.
-_MOST_WAITING = 300 * 10**6
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -111,6 +109,7 @@ class Run:
         Raises:
           UserError: settings that the model cannot have. What `started` and `done` raise, too.
         """
+        todo = self._grouped([task for task in tasks if task.action == "restore"])
         with (
             ThreadPoolExecutor(1, "write") as self._writer,
             ThreadPoolExecutor(1, "read") as reader,
@@ -118,12 +117,25 @@ class Run:
             for task in tasks:
                 if task.action == "impossible":
                     self._hand_over(task, None, UserError(f"{task.input.path}: {task.reason}"))
-            todo = (task for task in tasks if task.action == "restore")
-            for read, restored in self._restored(self._photos(ahead(reader, _read, todo))):
+            for read, restored in restore_photos(
+                self.upscaler,
+                self._photos(ahead(reader, _read, todo)),
+                self.job.settings,
+                sizes=[(task.probe.height, task.probe.width) for task in todo if task.probe],
+                stages=any(task.stages for task in todo),
+            ):
                 self._hand_over(read.task, read, restored)
             if self._last:
                 self._last.result()
                 self._last = None
+
+    def _grouped(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks, so that those follow each other that can run together, as headers tell."""
+        groups: dict[Hashable, list[Task]] = {}
+        for task in tasks:
+            kind = task.probe and self.upscaler.kind(task.probe.height, task.probe.width)
+            groups.setdefault(kind, []).append(task)
+        return [task for group in groups.values() for task in group]
 
     def _photos(
         self, readings: Iterable[tuple[Task, tuple[_Read, Photo] | UserError]]
@@ -133,27 +145,6 @@ class Run:
                 self._hand_over(task, None, reading)
             else:
                 yield reading
-
-    def _restored(
-        self, photos: Iterator[tuple[_Read, Photo]]
-    ) -> Iterator[tuple[_Read, RestoredPhoto | UserError]]:
-        """Restore them, however many sizes they have, with few of them in memory."""
-        waiting: dict[Path, int] = {}
-        more = True
-
-        def some() -> Iterator[tuple[_Read, Photo]]:
-            nonlocal more
-            for read, photo in photos:
-                waiting[read.task.target] = photo.pixels.nbytes
-                yield read, photo
-                if sum(waiting.values()) > _MOST_WAITING:
-                    return  # so that what waits is run
-            more = False
-
-        while more:
-            for read, restored in restore_photos(self.upscaler, some(), self.job.settings):
-                del waiting[read.task.target]
-                yield read, restored
 
     def _hand_over(
         self, task: Task, read: _Read | None, outcome: RestoredPhoto | UserError
@@ -193,7 +184,7 @@ class Run:
             height=restored.photo.height,
             bytes=path.stat().st_size,
             seconds=round(restored.seconds, 3),
-            notes=(*read.notes, *lost),
+            notes=(*read.notes, *lost, *restored.restored.notes),
         )
 
     def _marked(self, photo: Photo) -> Photo:

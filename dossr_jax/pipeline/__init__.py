@@ -6,7 +6,8 @@ from dossr_jax.pipeline.photos import RestoredPhoto, restore_photos
 from dossr_jax.pipeline.settings import DEFAULT_TILE, MODELS, Settings, make_settings
 
 if TYPE_CHECKING:
-    from dossr_jax.pipeline.upscaler import DTYPES, Restored, Upscaler
+    from dossr_jax.pipeline.stream import Restored
+    from dossr_jax.pipeline.upscaler import DTYPES, Upscaler
 
 __all__ = [
     "DEFAULT_TILE",

@@ -1,25 +1,26 @@
 """Photos larger than the memory of a device takes: restored block by block on the host.
 
-A canvas of the whole photo needs 1 to 2 GB per million of its pixels. Neighbouring blocks share a
-margin. Its middle half is blended; nearer to their edges networks see too little.
+Neighbouring blocks share a margin. Its middle half is blended; nearer to their edges networks see
+too little. Their noise is that of the whole photo.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from dossr_jax.config import AREA, UPSCALE
-from dossr_jax.errors import UserError
-from dossr_jax.image_io import output_size, resample
+from dossr_jax.image_io import resample
 
-# Pixels of the input. Blocks begin at multiples of AREA, so that mean colours are kept by areas
-# that are those of the whole photo.
-SIDE = 1024
+# Pixels of the input: the largest side that is worked on at once, and the least that memory may
+# reduce it to.
+SIDE, LEAST_SIDE = 1024, 256
+# Blocks begin at multiples of AREA, so that mean colours are kept by areas that are those of the
+# whole photo.
 MARGIN = 6 * AREA
 
 
@@ -28,34 +29,40 @@ class Block:
     """A part of a photo, in pixels of the input.
 
     Attributes:
-      number: its place in their order.
       row, column, height, width: what is restored, with margins.
+      owned: rows and columns from its beginning that no later block has.
     """
 
-    number: int
     row: int
     column: int
     height: int
     width: int
+    owned: tuple[int, int]
 
     def cut(self, photo: np.ndarray) -> np.ndarray:
         """The part of a photo (h, w, c)."""
         return photo[self.row :, self.column :][: self.height, : self.width]
 
 
-def blocks_of(height: int, width: int) -> list[Block]:
-    """The blocks of a photo of this size, row by row."""
-    parts = enumerate(itertools.product(_spans(height), _spans(width)))
-    return [Block(number, row, column, h, w) for number, ((row, h), (column, w)) in parts]
+def blocks_of(height: int, width: int, side: int) -> list[Block]:
+    """The blocks of a photo of this size, row by row; one if no side is longer than `side`.
+
+    Others have three quarters of it at most, which takes half of the memory.
+    """
+    most = side if max(height, width) <= side else side * 3 // 4 // AREA * AREA
+    parts = itertools.product(_spans(height, most), _spans(width, most))
+    return [
+        Block(row, column, h, w, (own_h, own_w)) for (row, h, own_h), (column, w, own_w) in parts
+    ]
 
 
-def _spans(length: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of overlapping parts."""
-    start = 0
-    while length - start > SIDE:
-        yield start, SIDE
-        start += SIDE - MARGIN
-    yield start, length - start
+def _spans(length: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """(start, length, length without what the next has) of overlapping parts, about equal."""
+    rest = max(1, length - MARGIN)
+    step = math.ceil(rest / math.ceil(rest / (most - MARGIN)) / AREA) * AREA
+    for start in range(0, rest, step):
+        left = length - start
+        yield start, min(step + MARGIN, left), left if start + step >= rest else step
 
 
 def paste(result: np.ndarray, image: np.ndarray, block: Block, photo: tuple[int, int]) -> None:
@@ -106,34 +113,3 @@ class _Place:
         if shared:
             share = np.clip((centres - shared / 4) / (shared / 2), 0, 1).astype(np.float32)
         return cls(first, last, begin, end, share)
-
-
-def check_memory(height: int, width: int, scale: float, itemsize: int = 1) -> None:
-    """Check that the result of a photo fits into the memory of this machine.
-
-    Raises:
-      UserError: it does not.
-    """
-    rows, columns = output_size(height, width, scale)
-    needed = 3 * rows * columns * itemsize * 2  # the result, and another of its size as a file
-    free = free_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"{width}x{height} pixels are {columns}x{rows} at scale {scale:g}: about "
-            f"{needed / 1e9:.2g} GB of memory, and {free / 1e9:.2g} GB are free; cut the image or "
-            "reduce the scale"
-        )
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that this machine has free, or has at all; None where it says neither."""
-    try:
-        with open("/proc/meminfo") as file:
-            found = dict(line.split(":", 1) for line in file)
-        return 1024 * int(found["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return None

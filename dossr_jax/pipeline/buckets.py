@@ -7,7 +7,8 @@ dossr_jax.tiling: `unit` pixels of the fourfold image. Sides of inputs are in th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from dossr_jax.tiling import plan_tiles
 _LEAST = 128
 # Pixels of fourfold images that share a program when several that need tiles are batched.
 _BATCH_BUDGET = 8 * 2**20
+# Pixels of surplus canvas that take as long as compiling a program, about, on a CPU.
+_COMPILING = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +83,8 @@ class Buckets:
         """Pixels of the input per unit."""
         return self.unit // UPSCALE
 
-    def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], devices: int) -> Batch:
-        """Images (h, w, 3) of one class and dtype, at most its capacity, on their canvases."""
-        # Batches come in powers of two, so that few sizes are compiled.
-        places = 1 << (len(images) - 1).bit_length()
-        if not canvas.tiled:
-            places = round_up(places, devices)
+    def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], places: int) -> Batch:
+        """Images (h, w, 3) of one dtype that fit a class, at most `places`, on their canvases."""
         filled = [*images, *[images[-1]] * (places - len(images))]
         sides = canvas.height * self.unit_px, canvas.width * self.unit_px
         tiles, count = self.tiles(canvas, [_sides(image) for image in images], places)
@@ -97,7 +96,7 @@ class Buckets:
         )
 
     def canvas(self, height: int, width: int) -> Canvas:
-        """The smallest class that holds an image."""
+        """The smallest class that holds an image (h, w)."""
         sides = self._units(height, width)
         if self.tile is None:
             height, width = (_grow(s, self.align, 8 * self.align) for s in sides)
@@ -110,12 +109,46 @@ class Buckets:
             side //= 2
         return Canvas(side, side, False)
 
-    def capacity(self, canvas: Canvas, batch_size: int) -> int:
-        """Images of a class that run together, at most `batch_size`."""
-        if not canvas.tiled:
-            return batch_size
-        pixels = canvas.height * canvas.width * self.unit**2
-        return max(1, min(batch_size, _BATCH_BUDGET // pixels))
+    def pixels(self, canvas: Canvas) -> int:
+        """Pixels of the fourfold image on a canvas."""
+        return canvas.height * canvas.width * self.unit**2
+
+    def capacity(self, canvas: Canvas, batch_size: float, together: float) -> int:
+        """Images of a class that run together: at most `batch_size`, of `together` pixels."""
+        if canvas.tiled:
+            together = min(together, _BATCH_BUDGET)
+        return max(1, int(min(batch_size, together // self.pixels(canvas))))
+
+    def tile_batch(self, canvas: Canvas, places: int, batch_size: float, together: float) -> int:
+        """Tiles that run together, of the images of a batch: as `capacity`, and few to spare."""
+        if self.tile is None or not canvas.tiled:
+            return 1
+        tiles = places * len(self._corners(canvas.height, canvas.width))
+        most = max(1, int(min(batch_size, together // (self.tile * self.unit) ** 2)))
+        return -(-tiles // -(-tiles // most))
+
+    def merge(self, sizes: Iterable[tuple[int, int]]) -> dict[Canvas, Canvas]:
+        """Classes of images (h, w), and the larger ones that rare ones of them share.
+
+        Their tiles, and with them their pixels, stay the same: images without tiles keep theirs.
+        """
+        counts = Counter(self.canvas(*size) for size in sizes)
+        kept: list[Canvas] = []
+        merged = {}
+        for canvas in sorted(counts, key=self.pixels, reverse=True):
+            shared = [
+                other
+                for other in kept
+                if canvas.tiled and other.height >= canvas.height and other.width >= canvas.width
+            ]
+            best = min(shared, key=self.pixels, default=None)
+            surplus = 0 if best is None else self.pixels(best) - self.pixels(canvas)
+            if best is None or surplus * counts[canvas] > _COMPILING:
+                best = canvas
+                if canvas.tiled:
+                    kept.append(canvas)
+            merged[canvas] = best
+        return merged
 
     def tiles(
         self, canvas: Canvas, sizes: Sequence[tuple[int, int]], places: int

@@ -41,7 +41,7 @@ class RestoredPhoto:
 
     @property
     def pre_restored(self) -> Photo | None:
-        """At four times the input, without alpha; None for a photo that was restored in blocks."""
+        """At four times the input, without alpha, if it was kept; never of a photo in blocks."""
         return self._stage(self.restored.pre_restored)
 
     @property
@@ -58,12 +58,18 @@ class RestoredPhoto:
 
 
 def restore_photos(
-    upscaler: Upscaler, photos: Iterable[tuple[Name, Photo]], settings: Settings
+    upscaler: Upscaler,
+    photos: Iterable[tuple[Name, Photo]],
+    settings: Settings,
+    *,
+    sizes: Iterable[tuple[int, int]] = (),
+    stages: bool = False,
 ) -> Iterator[tuple[Name, RestoredPhoto | UserError]]:
     """Restore photos as they come, see :meth:`dossr_jax.Upscaler.stream`.
 
     Args:
       photos: pairs (anything hashable that names the photo, photo), read only as far as needed.
+      sizes: (h, w) of those to come, as far as they are known. stages: whether they are kept.
 
     Yields:
       (name, result, or what prevented it), not necessarily in the order of the input.
@@ -76,7 +82,7 @@ def restore_photos(
             waiting[name] = photo, working
             yield name, lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
 
-    for name, result in upscaler.stream(colors(), settings):
+    for name, result in upscaler.stream(colors(), settings, sizes=sizes, stages=stages):
         photo, working = waiting.pop(name)
         if isinstance(result, UserError):
             yield name, result

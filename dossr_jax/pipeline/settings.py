@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -21,6 +21,8 @@ BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
 MODELS = (*BUILT_IN, "realesrgan", "realesrgan-anime")
 DTYPE_NAMES = ("float32", "bfloat16")
 _MAX_SCALE = 2**16
+# Images of 512 x 512 pixels that keep an accelerator busy.
+BUSY = 16
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -59,14 +61,23 @@ class Settings:
         float, Field(description="PiSA-SR: how much detail is added, 1 as trained")
     ] = 1.0
     batch_size: Annotated[
-        int, Field(ge=1, description="images, or tiles of large images, that run together")
-    ] = 1
+        Literal["auto"] | Annotated[int, Field(ge=1)],
+        Field(
+            description="images, or tiles of large images, that run together; auto: what keeps the "
+            "device busy, on a CPU 512 x 512 pixels of results. Where memory is short it is halved"
+        ),
+    ] = "auto"
     diffuse: Annotated[
         bool, Field(description="run the diffusion model; without it, only the pre-restorer")
     ] = True
     truncate: Annotated[
         bool, Field(description="8-bit output by truncation, as the PyTorch release does")
     ] = False
+
+    @property
+    def images_at_a_time(self) -> int:
+        """For those who gather images: batch_size, or where it is open what keeps a GPU busy."""
+        return BUSY if self.batch_size == "auto" else self.batch_size
 
     def seed_of(self, index: int) -> int:
         """Seed of the image at a position in the input.

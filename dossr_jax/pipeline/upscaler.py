@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,20 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dossr_jax import image_io, prompts
+from dossr_jax import prompts
 from dossr_jax.config import MAX_STEPS, LatentConfig
 from dossr_jax.convert.reading import prepare, replace_pre_restorer
 from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
-from dossr_jax.method import Controls, KeyNoise
-from dossr_jax.models.rrdbnet import UPSCALE
-from dossr_jax.pipeline.blocks import Block, blocks_of, check_memory, paste
-from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
-from dossr_jax.pipeline.loading import Loading
+from dossr_jax.method import Controls
+from dossr_jax.pipeline.buckets import Buckets
+from dossr_jax.pipeline.limits import Limits
+from dossr_jax.pipeline.networks import Call, Networks
 from dossr_jax.pipeline.photos import restore_photos
 from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
+from dossr_jax.pipeline.queueing import Queue
 from dossr_jax.pipeline.settings import (
     BUILT_IN,
     DEFAULT_TILE,
@@ -37,75 +35,15 @@ from dossr_jax.pipeline.settings import (
     check_settings,
     make_settings,
 )
-from dossr_jax.programs import (
-    Programs,
-    Stored,
-    about,
-    describe,
-    export_program,
-    folder_for,
-    shapes_of,
-)
-from dossr_jax.restore import Layout, restore
+from dossr_jax.pipeline.stream import Restored, Stream
+from dossr_jax.programs import Programs, Stored, about, folder_for
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
 
-# Of the programs, where they are stored.
-NAME = "restore"
 DTYPES = {name: getattr(jnp, name) for name in DTYPE_NAMES}
 
 Name = TypeVar("Name")
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """One result.
-
-    Attributes:
-      image: (round(scale h), round(scale w), 3), of the input's dtype.
-      pre_restored, decoded: the stages at four times the input, (4h, 4w, 3); None for an image that
-        was restored in blocks.
-      seconds: its share of the wall time of its batch, including compilation.
-    """
-
-    image: np.ndarray
-    pre_restored: np.ndarray | None
-    decoded: np.ndarray | None
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """An image to restore, uint8 or uint16 (h, w, 3)."""
-
-    id: Any
-    image: np.ndarray
-    seed: int
-
-    @property
-    def sides(self) -> str:
-        return f"{self.image.shape[1]}x{self.image.shape[0]}"
-
-    def problem(self, scale: float) -> UserError | None:
-        """Why the image cannot be restored, if it cannot."""
-        try:
-            check_memory(self.image.shape[0], self.image.shape[1], scale, self.image.itemsize)
-        except UserError as error:
-            return error
-        return None
-
-    def blocks(self) -> list[Block]:
-        """Its parts, where it is too large to be worked on at once."""
-        found = blocks_of(self.image.shape[0], self.image.shape[1])
-        return found if len(found) > 1 else []
-
-    def finish(self, images: Sequence[np.ndarray], scale: float, seconds: float) -> Restored:
-        """The result: images of the canvas cut to this image, the last of them at `scale`."""
-        height, width = self.image.shape[:2]
-        pre, decoded, result = (s[: UPSCALE * height, : UPSCALE * width] for s in images)
-        image = image_io.resample(result, *image_io.output_size(height, width, scale))
-        return Restored(image, pre, decoded, seconds)
 
 
 class Upscaler:
@@ -119,7 +57,7 @@ class Upscaler:
         self,
         model: Any,
         *,
-        tile: int = DEFAULT_TILE,
+        tile: int | None = None,
         devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
         fill: Callable[[], None] | None = None,
@@ -130,27 +68,24 @@ class Upscaler:
         Args:
           model: networks of any of dossr_jax.systems; see :meth:`from_pretrained`.
           tile: side of a tile in pixels of the fourfold image, rounded up to what the networks
-            need; 0 turns tiling off.
+            need; 0 turns tiling off. Where memory is short, it is halved. None is DEFAULT_TILE.
           devices: devices that share a batch; all local ones if None.
           tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
           fill: reads the weights of a model of shapes; it is called in another thread when they
             are needed, and what it raises is raised there.
           programs: stored ones, for one device.
         """
+        tile = DEFAULT_TILE if tile is None else tile
         if tile < 0:
             raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
         self.config = model.config
         self.system = system_of(model.config)
-        self._buckets = Buckets.of_pixels(*self.system.geometry(self.config), tile)
+        buckets = Buckets.of_pixels(*self.system.geometry(self.config), tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
         self._embedded: dict[str, jax.Array] = {}
         devices = list(devices if devices is not None else jax.local_devices())
-        mesh = Mesh(np.array(devices), ("data",))
-        self._devices = len(devices)
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._programs = programs if self._devices == 1 else None
-        self._loading = Loading(model, fill, self._everywhere)
+        limits = Limits(buckets, len(devices))
+        self._networks = Networks(model, devices, limits, fill=fill, programs=programs)
 
     @classmethod
     def from_pretrained(
@@ -159,7 +94,7 @@ class Upscaler:
         *,
         dtype: str = "float32",
         preprocessor: str | Path | None = None,
-        tile: int = DEFAULT_TILE,
+        tile: int | None = None,
         devices: Sequence[Any] | None = None,
         tokenizer_dir: str | Path | None = None,
         programs: str | Path | None = None,
@@ -207,14 +142,14 @@ class Upscaler:
             ),
         )
         if wait:
-            upscaler._loading.state()
+            upscaler._networks.loading.state()
         return upscaler
 
     @property
     def parameters(self) -> dict[str, int]:
         """Parameter counts by network: "unet", "control", "vae", "rrdb", ..."""
         counts: dict[str, int] = {}
-        for path, value in nnx.to_flat_state(self._loading.shapes):
+        for path, value in nnx.to_flat_state(self._networks.loading.shapes):
             network = self.system.name if self.system.single else str(path[0])
             counts[network] = counts.get(network, 0) + value.size
         return counts
@@ -222,7 +157,8 @@ class Upscaler:
     @property
     def model(self) -> Any:
         """The networks, on the devices; a new module of the same arrays at every call."""
-        return nnx.merge(self._loading.graphdef, self._loading.state())
+        loading = self._networks.loading
+        return nnx.merge(loading.graphdef, loading.state())
 
     def settings(self, **fields: Any) -> Settings:
         """Settings from fields of :class:`Settings` and of its sampler, else the model's own.
@@ -257,21 +193,35 @@ class Upscaler:
         given: list[Any] = [images] if single else list(images)  # pyright: ignore[reportArgumentType]
         photos, finish = zip(*map(as_photo, given), strict=True) if given else ((), ())
         results = {}
-        for index, result in restore_photos(self, enumerate(photos), self.settings(**settings)):
+        chosen, sizes = self.settings(**settings), [photo.pixels.shape[:2] for photo in photos]
+        for index, result in restore_photos(self, enumerate(photos), chosen, sizes=sizes):
             if isinstance(result, UserError):
                 raise result
+            for note in result.restored.notes:
+                warnings.warn(note, stacklevel=2)
             results[index] = finish[index](result.photo)
         ordered = [results[index] for index in range(len(given))]
         return ordered[0] if single else ordered
 
     def stream(
-        self, images: Iterable[tuple[Name, np.ndarray]], settings: Settings
+        self,
+        images: Iterable[tuple[Name, np.ndarray]],
+        settings: Settings,
+        *,
+        sizes: Iterable[tuple[int, int]] = (),
+        stages: bool = False,
     ) -> Iterator[tuple[Name, Restored | UserError]]:
         """Restore images as they come, batching those that fit one program.
 
+        One batch is on the device and the next beside it. Where memory is short, less runs at a
+        time from there on, as the notes of a result say.
+
         Args:
           images: pairs (anything that names the image, uint8 or uint16 array (h, w, 3)). Read only
-            as far as needed; at most batch_size of them wait for each bucket.
+            as far as needed; those that wait for others to run with take 300 MB at most.
+          sizes: (h, w) of images to come, as far as they are known; then few programs are compiled
+            and batches are full.
+          stages: whether results have their stages, see :class:`Restored`.
 
         Yields:
           (name, result, or what prevented it), not necessarily in the order of the input: an
@@ -280,123 +230,22 @@ class Upscaler:
         Raises:
           UserError: settings that this model or these images cannot have.
         """
-        controls, table = self._controls(settings), self._table(settings)
-        waiting: dict[tuple[Canvas, np.dtype], list[_Job]] = {}
-        for index, (name, image) in enumerate(images):
-            job = _Job(name, image, settings.seed_of(index))
-            problem = job.problem(settings.scale)
-            if problem is not None:
-                yield name, problem
-                continue
-            # AdaIN is of the whole image.
-            whole = self.system.whole_image or settings.sampler.color_fix == "adain"
-            if not whole and (blocks := job.blocks()):
-                yield name, self._restore_blocks(job, blocks, settings, controls, table)
-                continue
-            canvas = self._buckets.canvas(*image.shape[:2])
-            jobs = waiting.setdefault((canvas, image.dtype), [])
-            jobs.append(job)
-            if len(jobs) == self._buckets.capacity(canvas, settings.batch_size):
-                del waiting[canvas, image.dtype]
-                yield from self._run(canvas, jobs, settings, controls, table)
-        for (canvas, _), jobs in waiting.items():
-            yield from self._run(canvas, jobs, settings, controls, table)
+        yield from Stream(self._networks, self._call(settings, stages), sizes).run(images)
 
-    def _restore_blocks(
-        self, job: _Job, blocks: Sequence[Block], settings: Settings, *options: Any
-    ) -> Restored | UserError:
-        """Restore a large image part by part; as if at once but for the noise, see blocks."""
-        height, width = job.image.shape[:2]
-        sides = image_io.output_size(height, width, settings.scale)
-        result = np.empty((*sides, 3), job.image.dtype)
-        fourfold = dataclasses.replace(settings, scale=float(UPSCALE))
-        seconds = 0.0
-        for block in blocks:
-            # Equal noise in neighbours would show as a pattern.
-            part = _Job(job.id, block.cut(job.image), (job.seed + block.number) % 2**32)
-            canvas = self._buckets.canvas(*part.image.shape[:2])
-            ((_, restored),) = self._run(canvas, [part], fourfold, *options)
-            if isinstance(restored, UserError):
-                return restored
-            seconds += restored.seconds
-            paste(result, restored.image, block, (height, width))
-        return Restored(result, None, None, seconds)
-
-    def _run(
-        self, canvas: Canvas, jobs: Sequence[_Job], *options: Any
-    ) -> Sequence[tuple[Any, Restored | UserError]]:
-        """Restore a batch, or report for each of its images that memory ran out."""
-        try:
-            return self._restore(canvas, jobs, *options)
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
-                raise
-            remedy = "reduce the tile or the batch size, or cut the image"
-            return [
-                (job.id, UserError(f"{job.sides} pixels: out of memory; {remedy}")) for job in jobs
-            ]
-
-    def _restore(
-        self,
-        canvas: Canvas,
-        jobs: Sequence[_Job],
-        settings: Settings,
-        controls: Controls | None,
-        table: SolverTable | None,
-    ) -> list[tuple[Any, Restored | UserError]]:
-        """Restore a batch: images of one class and dtype, no more than its capacity."""
-        begin = time.perf_counter()
-        batch = self._buckets.arrange(canvas, [job.image for job in jobs], self._devices)
-        seeds = [job.seed for job in jobs] + [0] * (len(batch.lr) - len(jobs))
-        noise = KeyNoise.of_seeds(seeds)
-        layout = self._layout(canvas, settings)
-        # Of a tiled batch every device has all images and shares the tiles; of others, the images.
-        place = self._everywhere if canvas.tiled else self._split
-        lr, size, noise = jax.device_put((batch.lr, batch.size, noise), place)
-        tiles, count, table = jax.device_put((batch.tiles, batch.count, table), self._everywhere)
-        program = functools.partial(restore, self._loading.graphdef, layout)
-        arguments = lr, size, tiles, count, noise, table
-        self._loading.start()
-        if self._programs is not None:  # it is compiled while the weights are read
-            shapes = shapes_of(controls, self._everywhere)
-            program = self._programs.ready(
-                NAME, program, layout, (self._loading.shapes, *arguments, shapes)
-            )
-        state = self._loading.state()
-        controls = jax.device_put(self._controls(settings), self._everywhere)
-        restored = program(state, *arguments, controls)
-        remedy = "use --dtype float32, or another model"
-        *images, finite = (np.asarray(array) for array in restored)
-        seconds = (time.perf_counter() - begin) / len(jobs)
-        return [
-            (
-                job.id,
-                job.finish([image[i] for image in images], settings.scale, seconds)
-                if finite[i]
-                else UserError(f"{job.sides} pixels: the networks gave NaN or infinity; {remedy}"),
-            )
-            for i, job in enumerate(jobs)
-        ]
-
-    def _layout(self, canvas: Canvas, settings: Settings) -> Layout:
-        return Layout(
-            **self._buckets.tiling(canvas),
-            tile_batch=round_up(settings.batch_size, self._devices),
-            color_fix=settings.sampler.color_fix,
-            guided=self.system.guided(settings),
-            truncate=settings.truncate,
-            diffuse=settings.diffuse,
-            shard=self._split if canvas.tiled and self._devices > 1 else None,
-        )
+    def kind(self, height: int, width: int) -> Hashable:
+        """What images have in common that can run together, by their size."""
+        return self._networks.limits.buckets.canvas(height, width)
 
     def canvas_of(self, height: int, width: int) -> tuple[int, int]:
         """Sides of the canvas that an image of these sides is restored on: it has the program."""
-        canvas = self._buckets.canvas(height, width)
-        return canvas.height * self._buckets.unit_px, canvas.width * self._buckets.unit_px
+        buckets = self._networks.limits.buckets
+        canvas = buckets.canvas(height, width)
+        return canvas.height * buckets.unit_px, canvas.width * buckets.unit_px
 
     def capacity(self, height: int, width: int, batch_size: int) -> int:
         """How many images of these sides run together, of those that settings allow."""
-        return self._buckets.capacity(self._buckets.canvas(height, width), batch_size)
+        buckets, most = self._networks.limits.buckets, self._networks.at_a_time(batch_size)
+        return buckets.capacity(buckets.canvas(height, width), *most)
 
     def export(self, images: Sequence[np.ndarray], settings: Settings, platform: str) -> Stored:
         """The program that restores images like these together, traced for one device.
@@ -407,15 +256,15 @@ class Upscaler:
           images: uint8 or uint16 (h, w, 3), of one canvas; their values do not matter.
           platform: "cpu", "cuda" or "tpu", which need not be at hand.
         """
-        canvas = self._buckets.canvas(*images[0].shape[:2])
-        batch, layout = self._buckets.arrange(canvas, images, 1), self._layout(canvas, settings)
-        noise, table = KeyNoise.of_seeds([0] * len(batch.lr)), self._table(settings)
-        arguments = self._loading.shapes, batch.lr, batch.size, batch.tiles, batch.count, noise
-        arguments = (*arguments, table, self._controls(settings))
-        program = functools.partial(restore, self._loading.graphdef, layout)
-        assert self._programs is not None
-        description = describe(NAME, self._programs.model, layout, arguments, platform)
-        return export_program(program, arguments, platform, description)
+        queue = Queue(self._networks, settings, [image.shape[:2] for image in images], False)
+        work = next(queue.works(enumerate(images)))
+        assert work is not None
+        return self._networks.export(self._call(settings, False), work, platform)
+
+    def _call(self, settings: Settings, stages: bool) -> Call:
+        controls = functools.partial(self._controls, settings)
+        controls()  # what is wrong with a prompt is said here
+        return Call(settings, self._table(settings), controls, stages)
 
     def _table(self, settings: Settings) -> SolverTable | None:
         if self.system.table is None or not settings.diffuse:
@@ -448,7 +297,7 @@ class Upscaler:
         # The stored prompts may be the same text.
         names = {self.config.negative_prompt: "negative_context", self.config.prompt: "context"}
         if prompt in names:
-            return self._loading.value(names[prompt])
+            return self._networks.loading.value(names[prompt])
         if prompt not in self._embedded:
             text = self.model.text
             if text is None:

@@ -131,10 +131,14 @@ def restore_program(
     state = shapes_of(state, weight_formats(state, everywhere))
     arguments = shapes_of(arguments, everywhere)
     side = size // UPSCALE
+    origin: Any = jax.ShapeDtypeStruct((images, 2), jnp.int32)
     batch = (
         jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((images, 2), jnp.int32),
-        KeyNoise(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))),
+        KeyNoise(
+            jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images)),
+            origin,
+        ),
     )
     batch = shapes_of(batch, NamedSharding(mesh, PartitionSpec("data")))
 

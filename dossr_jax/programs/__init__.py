@@ -4,12 +4,13 @@ A stored program is StableHLO, which XLA compiles for the devices at hand; toget
 of what XLA compiled, a start neither traces nor compiles. Nothing in it is run by Python.
 """
 
-from dossr_jax.programs.calling import Programs, folder_for, shapes_of
+from dossr_jax.programs.calling import Loaded, Programs, folder_for, shapes_of
 from dossr_jax.programs.description import about, argument_lines, code_hash, describe
 from dossr_jax.programs.exporting import export_program
 from dossr_jax.programs.files import Stored, read_program, write_program
 
 __all__ = [
+    "Loaded",
     "Programs",
     "Stored",
     "about",

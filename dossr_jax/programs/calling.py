@@ -55,6 +55,16 @@ def shapes_of(tree: Any, formats: Any) -> Any:
     )
 
 
+class Loaded:
+    """A program that was stored, `compiled`; called with the arguments that it was traced with."""
+
+    def __init__(self, compiled: Any):
+        self.compiled = compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled(*jax.tree.leaves(arguments))
+
+
 class Programs:
     """The programs of one model on one device.
 
@@ -95,8 +105,7 @@ class Programs:
             return function
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place_of(a)) for a in leaves]
         call = jax.jit(call_of(exported), compiler_options=COMPILER_OPTIONS)
-        compiled = call.lower(*shapes).compile()
-        return lambda *arguments: compiled(*jax.tree.leaves(arguments))
+        return Loaded(call.lower(*shapes).compile())
 
     def _find(self, description: Description) -> jax.export.Exported | None:
         if self.folder is not None and (path := find_program(self.folder, description)):

@@ -11,7 +11,7 @@ import numpy as np
 
 from dossr_jax.config import SamplerConfig
 from dossr_jax.errors import UserError
-from dossr_jax.pipeline import DEFAULT_TILE, Upscaler, make_settings, restore_photos
+from dossr_jax.pipeline import Upscaler, make_settings, restore_photos
 from dossr_jax.pipeline.pictures import as_photo
 from dossr_jax.ray.cluster import AUTO, Workers, path_of_model, plan_workers
 
@@ -26,7 +26,7 @@ def restore_dataset(
     into: str = "restored",
     dtype: str = "float32",
     preprocessor: str | Path | None = None,
-    tile: int = DEFAULT_TILE,
+    tile: int | None = None,
     tokenizer_dir: str | Path | None = None,
     workers: int | None = None,
     accelerator: str = AUTO,
@@ -73,7 +73,7 @@ def restore_dataset(
     return dataset.map_batches(
         _Restorer,
         fn_constructor_args=(planned, make, settings, column, into),
-        batch_size=_ROWS * asked.batch_size,
+        batch_size=_ROWS * asked.images_at_a_time,
         compute=ray.data.ActorPoolStrategy(size=planned.count),
         **planned.resources,
     )
@@ -106,7 +106,10 @@ class _Restorer:
                 photos[index], finish[index] = as_photo(image)
             except Exception as error:  # Decoders raise almost anything on damaged data.
                 errors[index] = str(error) or type(error).__name__
-        for index, result in restore_photos(self._upscaler, photos.items(), self._settings):
+        sizes = [photo.pixels.shape[:2] for photo in photos.values()]
+        for index, result in restore_photos(
+            self._upscaler, photos.items(), self._settings, sizes=sizes
+        ):
             if isinstance(result, UserError):
                 errors[index] = str(result)
             else:

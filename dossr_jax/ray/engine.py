@@ -92,7 +92,7 @@ class Cluster:
 
         most = 1
         if not alone:
-            batch = job.settings.batch_size
+            batch = job.settings.images_at_a_time
             most = tasks_at_a_time(len(waiting), self._workers.count, batch)
         tasks = [(number, elsewhere(task)) for number, task in waiting]
         parts = [tasks[i : i + most] for i in range(0, len(tasks), most)]

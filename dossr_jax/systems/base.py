@@ -161,8 +161,8 @@ class System:
         `read` is given one of them.
       pre_restorer: attribute of a network that can be exchanged and used alone.
       single: whether it is one network, without parts of its own to count.
-      whole_image: whether something is computed of the image as a whole, so that large ones cannot
-        be restored in blocks.
+      whole_image: whether its networks look at the image as a whole, so that large ones cannot be
+        restored in blocks.
       published: configurations of its published models by the names that people give them, where
         they are others than `config`'s defaults under `title`; see :attr:`configurations`.
       licence: what is said where its checkpoints are loaded.
