@@ -249,4 +249,6 @@ def test_torch_is_imported_inside_functions_of_converter_and_learned_metrics_onl
                 assert module.split(".")[0] not in OPTIONAL, path
                 assert module != "dossr_jax.schedulers", path
         if any(n.split(".")[0] == "torch" for n in imported(path)):
-            assert path.parent.name == "pytorch" or path == PACKAGE / "evaluate/learned.py", path
+            assert path.parent.name == "pytorch" or path in [
+                PACKAGE / f"evaluate/{name}.py" for name in ("learned", "offline")
+            ], path

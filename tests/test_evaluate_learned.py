@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import save
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from test_cli import assert_one_error
 
 from dossr_jax.errors import UserError
-from dossr_jax.evaluate import METRICS, learned, score
+from dossr_jax.evaluate import METRICS, convention, learned, score
 from dossr_jax.evaluate.__main__ import main
+from dossr_jax.evaluate.scores import get_metric
+
+CONFIGS = {
+    "gmsd": {"metric_opts": {"type": "GMSD", "c": 1}, "metric_mode": "FR", "lower_better": True},
+    "nima-koniq": {"metric_opts": {"type": "NIMA"}, "metric_mode": "NR"},
+    "fid": {"metric_opts": {"type": "FID"}, "metric_mode": "NR", "lower_better": True},
+}
 
 
 @pytest.fixture
@@ -50,8 +58,14 @@ def pyiqa(monkeypatch):
     module = types.ModuleType("pyiqa")
     module.create_metric = lambda name, device: name
     module.__spec__ = types.SimpleNamespace(name="pyiqa")
-    monkeypatch.setitem(sys.modules, "pyiqa", module)
-    return module
+    module.__version__ = "0.0"
+    configs = types.ModuleType("pyiqa.default_model_configs")
+    configs.DEFAULT_CONFIGS = CONFIGS
+    for name, content in (("pyiqa", module), (configs.__name__, configs)):
+        monkeypatch.setitem(sys.modules, name, content)
+    learned.find_model.cache_clear()
+    yield module
+    learned.find_model.cache_clear()
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +154,87 @@ def test_a_metric_that_cannot_be_built_is_refused_before_anything_is_measured(
     assert len(said) == 1 and "dists" in said[0] and "size mismatch for alpha" in said[0]
 
 
-def test_without_pyiqa_the_extra_is_named(hub, monkeypatch):
+@pytest.mark.parametrize("name", ["dists", "pyiqa:gmsd"])
+def test_without_pyiqa_the_extra_is_named(hub, monkeypatch, name):
+    learned.find_model.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"dossr-jax\[iqa\]"):
-        METRICS["dists"].check()
+    with pytest.raises(UserError, match=rf"{name}: .*dossr-jax\[iqa\]"):
+        get_metric(name).check()
+
+
+@pytest.mark.parametrize(
+    "name, better, compares", [("gmsd", "lower", True), ("nima-koniq", "higher", False)]
+)
+def test_any_metric_of_pyiqa_has_the_direction_and_the_inputs_that_pyiqa_says(
+    hub, pyiqa, name, better, compares
+):
+    metric, calls = get_metric(f"pyiqa:{name}"), []
+    assert (metric.better, metric.needs_reference) == (better, compares)
+    assert convention(f"pyiqa:{name}").startswith(f"{name} of pyiqa 0.0 (")
+
+    def create_metric(wanted, device):
+        return lambda *tensors: calls.append((wanted, len(tensors))) or torch.tensor([0.5])
+
+    pyiqa.create_metric = create_metric
+    assert score(*images(), [f"pyiqa:{name}"]) == {f"pyiqa:{name}": 0.5}
+    assert calls == [(name, 1 + compares)]
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("gsmd", "0.0 has no such metric; it has gmsd"), ("fid", "compares folders"), ("", "gmsd, n")],
+)
+def test_what_pyiqa_has_not_and_what_is_no_number_per_image_is_refused(pyiqa, name, words):
+    with pytest.raises(UserError, match=words):
+        get_metric(f"pyiqa:{name}")
+
+
+def _download(url: str, root: str):
+    """As in CLIP."""
+    socket.create_connection(("localhost", 9), timeout=1)
+
+
+@pytest.mark.parametrize(
+    "fetch, words",
+    [
+        (
+            lambda hub: torch.hub.load_state_dict_from_url("https://host/a-12.pth"),
+            ["hub/checkpoints/a-12.pth is missing", "from https://host/a-12.pth"],
+        ),
+        (
+            lambda hub: _download("https://host/digest/RN50.pt", f"{hub}/clip"),
+            ["hub/clip/RN50.pt is missing", "from https://host/digest/RN50.pt"],
+        ),
+        (
+            lambda hub: hf_hub_download("owner/model", "m.bin", cache_dir=hub),
+            ["owner/model is missing", "hf download owner/model"],
+        ),
+    ],
+)
+def test_a_file_that_any_metric_would_download_is_named_with_its_place(hub, pyiqa, fetch, words):
+    def create_metric(wanted, device):
+        try:
+            fetch(hub)
+        except Exception as error:  # as libraries do
+            raise RuntimeError("cannot load") from error
+
+    pyiqa.create_metric = create_metric
+    with pytest.raises(UserError, match="^pyiqa:gmsd: ") as caught:
+        get_metric("pyiqa:gmsd").check()
+    for word in words:
+        assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_image_that_pyiqa_cannot_measure_stops_no_other(hub, pyiqa, tmp_path, capsys):
+    for name, side in (("a", 40), ("b", 20), ("c", 30)):
+        save(tmp_path / "sr" / f"{name}.png", images()[0][:side, :40])
+
+    def metric(image):
+        assert image.shape[2] > 20, "too small"
+        return torch.tensor(0.25 if image.shape[2] > 30 else torch.nan)
+
+    pyiqa.create_metric = lambda wanted, device: metric
+    assert main([str(tmp_path / "sr"), "--metrics", "pyiqa:nima-koniq"]) == 2
+    said = capsys.readouterr()
+    assert "0.2500" in said.out and "not defined for 1 images too small or flat (c)" in said.out
+    assert_one_error(said.err, "b.png", "too small")

@@ -15,19 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from helpers.pictures import picture, save
+from helpers.pyiqa import import_pyiqa
 
 from dossr_jax.errors import UserError
-from dossr_jax.evaluate import METRICS, learned
+from dossr_jax.evaluate import METRICS, learned, niqe, score
 from dossr_jax.evaluate.__main__ import main
+from dossr_jax.evaluate.scores import get_metric
 
 # Neither installs everywhere: pyiqa's licence forbids commercial use, and it needs the torchvision
 # that belongs to one version of torch.
-torchvision = pytest.importorskip("torchvision")
-pyiqa = pytest.importorskip("pyiqa")
+pyiqa = import_pyiqa()
 
 import timm  # noqa: E402 - comes with pyiqa
 import torch  # noqa: E402
+import torchvision  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 from pyiqa.archs import clip_model  # noqa: E402
 from pyiqa.archs.maniqa_arch import MANIQA  # noqa: E402
@@ -188,6 +191,7 @@ def test_the_value_is_that_of_pyiqa(name, weights, connections, tmp_path, monkey
     value = content["results"][0]["images"]["a"][name]
 
     metric = pyiqa.create_metric(name, device="cpu")
+    assert get_metric(f"pyiqa:{name}").better == METRICS[name].better
     assert metric.lower_better == (METRICS[name].better == "lower")
     assert (metric.metric_mode == "FR") == METRICS[name].needs_reference
     expected = metric(str(restored / "a.png"), str(hr / "a.png")).item()
@@ -209,6 +213,53 @@ def test_the_value_is_that_of_pyiqa(name, weights, connections, tmp_path, monkey
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{path.name}" in line and "is missing" in line
         path.with_suffix(".away").rename(path)
+    assert connections == []
+
+
+# All but those of pyiqa 0.1.16 whose parameters are a file.
+ARITHMETIC = (
+    *("psnr", "psnry", "ssim", "ssimc", "ms_ssim", "cw_ssim", "fsim", "vif", "gmsd", "nlpd"),
+    *("vsi", "mad", "piqe", "entropy"),
+)
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_a_metric_without_weights_is_measured_by_its_name(name, home, tmp_path):
+    image, reference = (picture(230, 250, seed) for seed in (0, 1))
+    for folder, content in (("restored", image), ("hr", reference)):
+        save(tmp_path / folder / "a.png", content)
+    folders = tmp_path / "restored", tmp_path / "hr"
+    arguments = [str(folders[0]), "--hr", str(folders[1]), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--metrics", f"pyiqa:{name}"]) == 0
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    metric = pyiqa.create_metric(name, device="cpu")
+    expected = metric(*(str(folder / "a.png") for folder in folders)).item()
+    value = content["results"][0]["mean"][f"pyiqa:{name}"]
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    better = "lower" if metric.lower_better else "higher"
+    assert content["conventions"][f"pyiqa:{name}"].endswith(f"{better} is better")
+
+
+def test_niqe_by_name_takes_the_parameters_that_lie_where_it_looks(home):
+    with pytest.raises(UserError, match="pyiqa/niqe_modelparameters.mat is missing"):
+        get_metric("pyiqa:niqe").check()
+    path = home / "hub" / "pyiqa" / "niqe_modelparameters.mat"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mean, covariance = niqe.natural()
+    scipy.io.savemat(path, {"mu_prisparam": mean[None], "cov_prisparam": covariance})
+    image = picture(230, 250)
+    values = score(image, None, ["pyiqa:niqe", "niqe_table"])
+    assert values["pyiqa:niqe"] == pytest.approx(values["niqe_table"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(pyiqa.list_models()) - set(ARITHMETIC)))
+def test_every_other_metric_names_the_file_that_it_lacks(name, home, connections):
+    """Or the module of an extra that pyiqa itself does not ask for."""
+    connections.clear()
+    with pytest.raises(UserError) as caught:
+        get_metric(f"pyiqa:{name}").check()
+    words = ("is missing", "needs the module", "folders", "with a text", "two images")
+    assert any(word in str(caught.value) for word in words), caught.value
     assert connections == []
 
 

@@ -22,7 +22,14 @@ from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.evaluate import candidates, models, report
 from dossr_jax.evaluate.evaluation import Evaluation
 from dossr_jax.evaluate.page import Gallery, make_page
-from dossr_jax.evaluate.scores import BORDER, METRICS, OWN, check_metrics, convention
+from dossr_jax.evaluate.scores import (
+    BORDER,
+    METRICS,
+    OWN,
+    check_metrics,
+    convention,
+    get_metric,
+)
 from dossr_jax.evaluate.sets import Folder, ImageSet, preset_scale
 from dossr_jax.temporary import temporary
 
@@ -73,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(METRICS)} (default: {' '.join(OWN)})",
+        help=f"of {', '.join(METRICS)}, or pyiqa:NAME for any that pyiqa has "
+        f"(default: {' '.join(OWN)})",
     )
     parser.add_argument(
         "--border",
@@ -157,7 +165,7 @@ def _metrics(args: argparse.Namespace) -> list[str]:
     names = list(dict.fromkeys(args.metrics))
     check_metrics(names)
     for name in names:
-        if METRICS[name].needs_reference and args.hr is None:
+        if get_metric(name).needs_reference and args.hr is None:
             raise UserError(f"{name} needs the ground truth; give --hr, or leave it out")
     return names
 

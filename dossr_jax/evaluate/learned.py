@@ -1,25 +1,25 @@
 """Metrics with learned weights, by pyiqa: the extra dossr-jax[iqa].
 
-pyiqa downloads what it does not find. Nothing is fetched here: the files are looked for before,
-where pyiqa, torchvision, CLIP and timm keep them, and while pyiqa builds a metric no connection can
-be made.
+pyiqa downloads what it does not find. Nothing is fetched here: files of the metrics in MODELS are
+looked for before, where pyiqa, torchvision, CLIP and timm keep them. While pyiqa builds any metric
+or measures, no connection can be made, and the file that it asks for is named.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
-import os
-import socket
+import io
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from dossr_jax.errors import UserError, require_extra
+from dossr_jax.evaluate.offline import check_cached, hub_folder, offline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +71,73 @@ MODELS = {
 }
 
 
-def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float:
-    """A metric of images uint8 (h, w, 3); only those with a reference look at it.
+PREFIX = "pyiqa:"
+# What has another shape than a number for an image, by what stands in its way.
+_REFUSED = {
+    "fid": "compares folders",
+    "sfid": "compares folders",
+    "fid_dinov2": "compares folders",
+    "inception_score": "measures folders",
+    "clipscore": "compares an image with a text",
+    "fgresq_pair": "ranks two images",
+}
+
+
+@functools.cache
+def find_model(name: str) -> Model:
+    """What pyiqa says of its metric "pyiqa:NAME", with its defaults.
 
     Raises:
-      UserError: pyiqa cannot build the metric from what is on the disk.
+      UserError: pyiqa is not installed or has no such metric, or one that is no number per image.
+    """
+    plain = name.removeprefix(PREFIX)
+    known, version = _known(name)
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 5, 0.5) or sorted(known)
+        raise UserError(f"{name}: pyiqa {version} has no such metric; it has {', '.join(near)}")
+    if plain in _REFUSED:
+        raise UserError(
+            f"{name} {_REFUSED[plain]}, not an image with its ground truth; keep the results by "
+            "--save-images and give them to pyiqa itself"
+        )
+    options = dict(known[plain]["metric_opts"])
+    kind = options.pop("type")
+    words = ", ".join([kind, *(f"{option}={value}" for option, value in options.items())])
+    return Model(
+        f"{plain} of pyiqa {version} ({words})",
+        "lower" if known[plain].get("lower_better") else "higher",
+        known[plain]["metric_mode"] == "FR",
+        (),
+        least=1,
+    )
+
+
+def _known(wanted_by: str) -> tuple[Mapping[str, Any], str]:
+    """pyiqa's table of metrics and its version."""
+    require_extra("iqa", "pyiqa", wanted_by=wanted_by)
+    with offline(wanted_by, "be imported"):
+        import pyiqa  # pyright: ignore[reportMissingImports] - needs torchvision
+        from pyiqa.default_model_configs import (  # pyright: ignore[reportMissingImports]
+            DEFAULT_CONFIGS,
+        )
+
+    return DEFAULT_CONFIGS, pyiqa.__version__
+
+
+def measure(name: str, image: np.ndarray, reference: np.ndarray | None) -> float:
+    """A metric of images uint8 (h, w, 3); the reference only for those that compare.
+
+    Raises:
+      UserError: pyiqa cannot build the metric from what is on the disk, or measure this image.
     """
     import torch
 
-    used = [image]
-    if MODELS[name].needs_reference:
-        assert reference is not None
-        used.append(reference)
+    used = [image] if reference is None else [image, reference]
     tensors = [torch.from_numpy(np.moveaxis(a, -1, 0)[None].astype(np.float32) / 255) for a in used]
-    with torch.no_grad():
-        return float(load_metric(name)(*tensors))
+    metric = load_metric(name)
+    # Some load a part of themselves when they first measure.
+    with offline(name, "measure this image"), torch.no_grad():
+        return float(metric(*tensors))
 
 
 @functools.cache
@@ -96,60 +148,17 @@ def load_metric(name: str) -> Callable[..., Any]:
       UserError: pyiqa or a file of weights is missing, or does not build the metric.
     """
     require_extra("iqa", "pyiqa", wanted_by=name)
-    with _offline(name):
-        _check_files(name)
+    with offline(name, "build it"):
+        for file in MODELS[name].files if name in MODELS else ():
+            path = hub_folder() / file
+            if not path.is_file():
+                raise UserError(f"{name}: {path} is missing; put the weights of that name there")
+        for repository, file in MODELS[name].cached if name in MODELS else ():
+            check_cached(name, repository, file)
         import pyiqa  # pyright: ignore[reportMissingImports] - needs torchvision
 
         # pyiqa prints which files it loads; standard output belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
-            return pyiqa.create_metric(name, device="cpu")
-
-
-def _check_files(name: str) -> None:
-    """Raise UserError that names the first file that is missing."""
-    for file in MODELS[name].files:
-        path = _hub_folder() / file
-        if not path.is_file():
-            raise UserError(f"{name}: {path} is missing; put the weights of that name there")
-    for repository, file in MODELS[name].cached:
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(repository, file), str):
-            raise UserError(
-                f"{name}: {file} of {repository} is missing in {constants.HF_HUB_CACHE}; "
-                f"put it there by 'hf download {repository} {file}'"
-            )
-
-
-def _hub_folder() -> Path:
-    from torch import hub
-
-    return Path(hub.get_dir())
-
-
-@contextlib.contextmanager
-def _offline(name: str) -> Iterator[None]:
-    """Inside, no connection can be made and no host looked up; what goes wrong is a UserError."""
-
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError("a file that is missing, or is not the published one, would be downloaded")
-
-    kept, os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE"), "1"
-    connect, socket.socket.connect = socket.socket.connect, refuse
-    look_up, socket.getaddrinfo = socket.getaddrinfo, refuse
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pyiqa and the libraries below it raise almost anything.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"{name}: pyiqa cannot build it from the weights in {_hub_folder()} and the Hugging "
-            f"Face cache ({reason}); see docs/evaluation.md for the files it needs"
-        ) from error
-    finally:
-        socket.socket.connect, socket.getaddrinfo = connect, look_up
-        if kept is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = kept
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            metric = pyiqa.create_metric(name.removeprefix(PREFIX), device="cpu")
+        sys.stderr.write(said.getvalue())
+        return metric

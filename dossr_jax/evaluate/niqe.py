@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Callable
 from importlib import resources
 
 import jax
@@ -47,18 +48,27 @@ def niqe(luma: np.ndarray) -> float:
     images = (image, bicubic.resize(image, 0.5))
     with on_host():
         features = np.concatenate([_features_of(x, BLOCK >> i) for i, x in enumerate(images)], 1)
-    natural_mean, natural_covariance = _natural()
-    # A flat block has no fit: it leaves gaps.
-    whole = features[~np.isnan(features).any(axis=1)]
+    whole = whole_rows(features)
     if len(whole) < 2:
         return math.nan
-    difference = natural_mean - np.nanmean(features, axis=0)
-    covariance = (natural_covariance + np.cov(whole, rowvar=False)) / 2
-    return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))
+    return distance(np.nanmean(features, axis=0), np.cov(whole, rowvar=False))
+
+
+def whole_rows(features: np.ndarray) -> np.ndarray:
+    """Features of the blocks that have all of them: a flat block has no fit, and leaves gaps."""
+    return features[~np.isnan(features).any(axis=1)]
+
+
+def distance(mean: np.ndarray, covariance: np.ndarray) -> float:
+    """From undistorted photos, of features with this mean (36,) and covariance (36, 36)."""
+    natural_mean, natural_covariance = natural()
+    difference = natural_mean - mean
+    inverse = np.linalg.pinv((natural_covariance + covariance) / 2)
+    return float(np.sqrt(difference @ inverse @ difference))
 
 
 @functools.cache
-def _natural() -> tuple[np.ndarray, np.ndarray]:
+def natural() -> tuple[np.ndarray, np.ndarray]:
     """Mean (36,) and covariance (36, 36) of the features of undistorted photos."""
     with np.load(str(resources.files("dossr_jax") / "assets" / "niqe.npz")) as arrays:
         return arrays["mean"], arrays["covariance"]
@@ -69,10 +79,14 @@ def _features_of(image: np.ndarray, side: int) -> np.ndarray:
     padded = np.pad(image, _HALO, mode="edge")
     window = side + 2 * _HALO
     blocks = np.lib.stride_tricks.sliding_window_view(padded, (window, window))[::side, ::side]
-    blocks = blocks.reshape(-1, window, window)
+    return in_batches(block_features, blocks.reshape(-1, window, window))
+
+
+def in_batches(features: Callable[[np.ndarray], Array], blocks: np.ndarray) -> np.ndarray:
+    """Features (n, 18) of blocks (n, h, w) in batches of one size."""
     count = len(blocks)
     blocks = np.pad(blocks, ((0, -count % _BATCH), (0, 0), (0, 0)))
-    parts = [block_features(part) for part in np.split(blocks, len(blocks) // _BATCH)]
+    parts = [features(part) for part in np.split(blocks, len(blocks) // _BATCH)]
     return np.concatenate([np.asarray(part) for part in parts])[:count]
 
 
@@ -82,7 +96,12 @@ def block_features(blocks: Array) -> Array:
 
     nan where a block is flat.
     """
-    normalised = _normalise(blocks)
+    return fitted_features(_normalise(blocks))
+
+
+@jax.jit
+def fitted_features(normalised: Array) -> Array:
+    """Features of normalised blocks, (n, s, s) -> (n, 18); nan where a block is flat."""
     shape, left, right, _ = _fit(normalised)
     features = [shape, (left + right) / 2]
     for shift in _SHIFTS:

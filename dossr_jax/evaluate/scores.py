@@ -17,7 +17,7 @@ from PIL import Image
 
 from dossr_jax import metrics
 from dossr_jax.errors import UserError, require_extra
-from dossr_jax.evaluate import learned
+from dossr_jax.evaluate import learned, tables
 from dossr_jax.evaluate.niqe import BLOCK, niqe
 from dossr_jax.evaluate.tiles import mean_ssim
 
@@ -71,8 +71,11 @@ def _psnr(image: np.ndarray, reference: np.ndarray) -> float:
     return 10 * float(np.log10(255**2 / mean)) if mean else float("inf")
 
 
-def _niqe(image: np.ndarray, reference: np.ndarray | None) -> float:
-    value = niqe(luma(image))
+def _defined(
+    measure: Callable[[np.ndarray], float], image: np.ndarray, reference: np.ndarray | None
+) -> float:
+    """A metric without a reference that is nan where it has no value."""
+    value = measure(image)
     if np.isnan(value):
         raise Undefined("niqe of a flat image is not defined")
     return value
@@ -98,6 +101,23 @@ def _flip(image: np.ndarray, reference: np.ndarray) -> float:
     return float(mean)
 
 
+def _by_pyiqa(name: str, model: learned.Model, convention: str) -> Metric:
+    def measure(image: np.ndarray, reference: np.ndarray | None) -> float:
+        value = learned.measure(name, image, reference if model.needs_reference else None)
+        if np.isnan(value):
+            raise Undefined(f"{name} of this image is not defined")
+        return value
+
+    return Metric(
+        convention,
+        model.better,
+        model.needs_reference,
+        measure,
+        least=model.least,
+        check=functools.partial(learned.load_metric, name),
+    )
+
+
 _Y = "Y = 65.481 R + 128.553 G + 24.966 B + 16 on [0, 1], float, not rounded"
 _SSIM = "Gaussian window 11x11, deviation 1.5, where it fits; K1 0.01, K2 0.03; range 255"
 
@@ -116,12 +136,36 @@ OWN: dict[str, Metric] = {
         "LIVE's parameters, blocks of 96x96; Y as PSNR, rounded; half size by MATLAB's bicubic",
         "lower",
         False,
-        _niqe,
+        functools.partial(_defined, lambda image: niqe(luma(image))),
         least=2 * BLOCK,
+    ),
+}
+_TABLES = {
+    "psnr_y_table": Metric(
+        "as in the field's tables: Y as psnr_y; 1e-8 added to the squared error of [0, 1]",
+        "higher",
+        True,
+        tables.psnr_y,
+    ),
+    "ssim_y_table": Metric(
+        "as in the field's tables: as ssim_y, but Y rounded and negative places counted as 0",
+        "higher",
+        True,
+        tables.ssim_y,
+        least=metrics.WINDOW,
+    ),
+    "niqe_table": Metric(
+        "as in the field's tables: as niqe, but Y = 76.245 R + 149.685 G + 29.07 B on [0, 1], "
+        "and the roundings of pyiqa",
+        "lower",
+        False,
+        functools.partial(_defined, tables.niqe),
+        least=BLOCK,
     ),
 }
 METRICS: dict[str, Metric] = (
     OWN
+    | _TABLES
     | {
         "ssimulacra2": Metric(
             "SSIMULACRA 2 by the library ssimulacra2, in NumPy; up to 100",
@@ -140,30 +184,39 @@ METRICS: dict[str, Metric] = (
         ),
     }
     | {
-        name: Metric(
-            f"{model.title}, weights {Path(model.files[0]).name}, by pyiqa",
-            model.better,
-            model.needs_reference,
-            functools.partial(learned.measure, name),
-            least=model.least,
-            check=functools.partial(learned.load_metric, name),
+        name: _by_pyiqa(
+            name, model, f"{model.title}, weights {Path(model.files[0]).name}, by pyiqa"
         )
         for name, model in learned.MODELS.items()
     }
 )
 
 
+def get_metric(name: str) -> Metric:
+    """The metric of a name: one of METRICS, or "pyiqa:" and any that pyiqa has.
+
+    Raises:
+      UserError: there is none of that name, or pyiqa is not installed.
+    """
+    if name.startswith(learned.PREFIX):
+        model = learned.find_model(name)
+        return _by_pyiqa(name, model, model.title)
+    if name not in METRICS:
+        raise UserError(
+            f"no metric {name!r}; choose from {', '.join(METRICS)}, {learned.PREFIX}NAME"
+        )
+    return METRICS[name]
+
+
 def check_metrics(names: Iterable[str]) -> None:
     """Raise UserError where a name is no metric, or a metric lacks a library or weights."""
     for name in names:
-        if name not in METRICS:
-            raise UserError(f"no metric {name!r}; choose from {', '.join(METRICS)}")
-        METRICS[name].check()
+        get_metric(name).check()
 
 
 def convention(name: str, *, border: int = BORDER) -> str:
     """What a metric is, in one line, with its border and direction."""
-    metric = METRICS[name]
+    metric = get_metric(name)
     edge = f"{border} px border left out" if metric.cropped else "whole image"
     return f"{metric.convention}; {edge}; {metric.better} is better"
 
@@ -197,7 +250,7 @@ def score(
         )
     values = {}
     for name in names:
-        metric = METRICS[name]
+        metric = get_metric(name)
         if metric.needs_reference and reference is None:
             raise UserError(f"{name} needs a reference; give the ground truth, or leave it out")
         edge = border if metric.cropped else 0

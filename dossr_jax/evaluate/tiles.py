@@ -29,10 +29,11 @@ def on_host() -> Iterator[None]:
         yield
 
 
-def mean_ssim(image: np.ndarray, reference: np.ndarray) -> float:
+def mean_ssim(image: np.ndarray, reference: np.ndarray, *, least: float = -np.inf) -> float:
     """Mean structural similarity of two images (h, w, c) of 11x11 or more and range 255, float64.
 
-    Equal to :func:`dossr_jax.metrics.ssim`; only the order of summation differs.
+    Equal to :func:`dossr_jax.metrics.ssim`; only the order of summation differs. Places whose
+    similarity is below `least` count as `least`.
     """
     height, width, channels = image.shape
     places = np.array([height - _HALO, width - _HALO], np.int32)
@@ -44,7 +45,7 @@ def mean_ssim(image: np.ndarray, reference: np.ndarray) -> float:
             part, corners = corners[:count], corners[count:]
             pair = [np.stack([_cut(a, *corner) for corner in part]) for a in (image, reference)]
             left = places - np.array(part, np.int32)
-            total += float(_sum(*pair, left))
+            total += float(_sum(*pair, left, least))
     return total / (int(places.prod()) * channels)
 
 
@@ -56,9 +57,9 @@ def _cut(image: np.ndarray, top: int, left: int) -> np.ndarray:
 
 
 @jax.jit
-def _sum(image: Array, reference: Array, left: Array) -> Array:
+def _sum(image: Array, reference: Array, left: Array, least: float) -> Array:
     """Sum of SSIM over the first `left` (b, 2) rows and columns of places in every tile."""
-    similarity = metrics.ssim_map(image, reference, data_range=255.0)
+    similarity = jnp.maximum(metrics.ssim_map(image, reference, data_range=255.0), least)
     at = jnp.arange(_TILE, dtype=left.dtype)[None]
     rows, columns = (at < left[:, axis, None] for axis in (0, 1))
     inside = rows[:, :, None, None] & columns[:, None, :, None]
