@@ -28,14 +28,15 @@ figure {{ display: inline-block; margin: 0 1em 1em 0; }}
 <body>
 <h1>{title}</h1>
 {body}
-</body>
+{script}</body>
 </html>
 """
 
 
-def make_page(title: str, body: str, *, style: str = "") -> bytes:
+def make_page(title: str, body: str, *, style: str = "", script: str = "") -> bytes:
     """A whole page; `style` is CSS beside that of every page, `title` plain text."""
-    page = _FRAME.format(title=text(title), body=body, style=style)
+    script = script and f"<script>\n{script}</script>\n"
+    page = _FRAME.format(title=text(title), body=body, style=style, script=script)
     return page.encode("utf-8", errors="backslashreplace")
 
 

@@ -15,6 +15,7 @@ from test_cli import assert_one_error
 
 from dossr_jax import options, systems
 from dossr_jax.errors import UserError
+from dossr_jax.evaluate import __main__ as command
 from dossr_jax.evaluate.__main__ import main
 from dossr_jax.evaluate.models import unique
 from dossr_jax.evaluate.page import place_of_difference
@@ -77,7 +78,8 @@ def written(folder, arguments):
 
         patch.setattr(options, "load", load)
         more = ["--baselines", "pre-restored", "--repeats", "1", "--tile", "128"]
-        more += ["--output", str(folder / "out"), "--report", "html"]
+        more += ["--output", str(folder / "out"), "--report", "html", "--report-size", "40"]
+        more += ["--html", str(folder / "pages" / "page.html")]
         assert main([*arguments, *more]) == 0
     return json.loads((folder / "out" / "evaluation.json").read_text()), alive
 
@@ -106,11 +108,33 @@ def test_the_page_shows_the_same_part_of_all_results(folder, written):
     names = ["LR, bicubic", "pre-restored", "m", "m-2", "HR"]
     assert [p["alt"] for p in page.pictures] == 2 * names
     assert all(p["src"].startswith("data:image/webp;base64,") for p in page.pictures)
-    assert {(p["width"], p["height"]) for p in page.pictures} == {("48", "64")}
-    assert "http:" not in text and "https:" not in text and "<script" not in text
+    assert {(p["width"], p["height"]) for p in page.pictures} == {("40", "40")}
+    assert "http:" not in text and "https:" not in text and 'src=".' not in text
+    assert text.count("<script>") == 1 and text.count("<section>") == 2  # one slider per image
     for result in content["results"]:
         assert f"psnr_y {result['images']['a']['psnr_y']:.4f}" in text
         assert f"<td>{result['mean']['flip']:.4f}</td>" in text
+
+
+def test_a_page_alone_is_written_where_html_says(folder, written):
+    page = (folder / "pages" / "page.html").read_bytes()
+    assert page == (folder / "out" / "evaluation.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "named, baselines, given",
+    [
+        ([], ["bicubic"], ["dossr-mini", "realesrgan"]),
+        (["--model", "a"], [], ["a"]),
+        (["--baselines", "bicubic"], ["bicubic"], None),
+        (["restored"], [], None),
+    ],
+)
+def test_a_page_compares_what_is_named_or_the_usual_three(named, baselines, given, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "_evaluate", lambda args, words: seen.append(args) or 0)
+    assert main(["--lr", "photos", "--html", "page.html", *named]) == 0
+    assert (seen[0].baselines, seen[0].model) == (baselines, given)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +144,8 @@ def test_the_page_shows_the_same_part_of_all_results(folder, written):
         (["--preprocessor", "x"], ["m-2: --preprocessor x", "RRDBNet has no pre-restorer"]),
         (["--report", "html"], ["--report", "--output"]),
         (["--report-images", "-1"], ["--report-images"]),
+        (["--report-size", "0"], ["--report-size"]),
+        (["--html", "."], [".: a folder", "evaluation.html"]),
         (["--model", "none"], ["none: no such model"]),
     ],
 )

@@ -21,7 +21,7 @@ from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.evaluate import candidates, models, report
 from dossr_jax.evaluate.evaluation import Evaluation
-from dossr_jax.evaluate.page import Gallery, make_page
+from dossr_jax.evaluate.page import DETAIL, Gallery, make_page
 from dossr_jax.evaluate.scores import (
     BORDER,
     METRICS,
@@ -34,6 +34,8 @@ from dossr_jax.evaluate.sets import Folder, ImageSet, preset_scale
 from dossr_jax.temporary import temporary
 
 _PAGE = "evaluation.html"
+# What a page compares where nothing is named.
+_COMPARED = {"baselines": ["bicubic"], "model": ["dossr-mini", "realesrgan"]}
 _VERSIONS = ("dossr-jax", "jax", "flax", "numpy", "pillow")
 _EXAMPLES = """\
 examples:
@@ -41,6 +43,7 @@ examples:
   python -m dossr_jax.evaluate --lr LR/ --hr HR/ --model dossr-mini --baselines bicubic pre-restored
   python -m dossr_jax.evaluate --hr HR/ --preset realesrgan --model a.safetensors \\
     --model b.safetensors --output out --report html
+  python -m dossr_jax.evaluate --lr photos/ --html page.html
 
 exit status: 0 all measured, 2 something could not be read, paired, restored or compared (the rest
 is measured all the same). docs/evaluation.md says what every number means.
@@ -98,7 +101,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report",
         choices=("html",),
-        help=f"also write {_PAGE} there, a page of details of the images side by side",
+        help=f"also write the page of --html there, as {_PAGE}",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page that compares details of the images, a pixel per pixel, under a slider; "
+        "where no results, model or baseline are named, of bicubic, dossr-mini and realesrgan",
     )
     parser.add_argument(
         "--report-images",
@@ -106,6 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=20,
         metavar="N",
         help="show the first N images on the page (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--report-size",
+        type=int,
+        default=DETAIL,
+        metavar="PIXELS",
+        help="side of the details that it shows (default: %(default)s)",
     )
     parser.add_argument("--summary", action="store_true", help="print the means only")
     parser.add_argument(
@@ -126,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0, or 2 if anything could not be read, paired, restored or compared.
     """
     args = make_parser().parse_args(arguments)
+    if args.html is not None and not (args.restored or args.model or args.baselines):
+        vars(args).update(_COMPARED)
     return _evaluate(args, list(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -136,6 +155,10 @@ def _check(args: argparse.Namespace) -> None:
     candidates.check_baselines(args.baselines)
     if min(args.border, args.repeats, args.report_images) < 0:
         raise UserError("--border, --repeats and --report-images are 0 or more")
+    if args.report_size < 1:
+        raise UserError("--report-size is a pixel or more")
+    if args.html is not None and args.html.is_dir():
+        raise UserError(f"{args.html}: a folder; give the page a name, as {args.html / _PAGE}")
     if not args.restored and not restores:
         raise UserError(
             "nothing to evaluate; name folders of restored images, --model, --baselines"
@@ -184,6 +207,8 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
     metrics = _metrics(args)
     if args.output is not None:
         files.check_folder(args.output)
+    if args.html is not None:
+        files.check_folder(args.html.parent)
     images = ImageSet(args.lr, args.hr, preset=args.preset, seed=args.degradation_seed)
     opened = [Folder.open(path).paired_with(images.hr) for path in args.restored]
     rows, given = _named(args)
@@ -200,7 +225,7 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
         save=args.output if args.save_images else None,
     )
     with contextlib.ExitStack() as stack:
-        if args.report is not None:
+        if args.report is not None or args.html is not None:
             names = sorted({*images.names, *(name for f in opened for name in f.files)})
             place = temporary(Path(tempfile.gettempdir(), "evaluation"), folder=True)
             evaluation.gallery = Gallery(stack.enter_context(place), names[: args.report_images])
@@ -213,6 +238,8 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
         said = [f"{name}: {text}" for name, text in conventions.items()]
         said += [*_about_costs(results), *notes]
         print("\n".join(said))
+        written: dict[Path, bytes] = {}
+        shown = [args.html] if args.html is not None else []
         if args.output is not None:
             about: dict[str, Any] = {
                 "command": arguments,
@@ -225,15 +252,20 @@ def _evaluate(args: argparse.Namespace, arguments: list[str]) -> int:
                 "failures": problems + evaluation.failures,
                 "notes": notes,
             }
-            content = {
-                "evaluation.json": report.as_json(results, conventions, about).encode(),
-                "evaluation.csv": report.as_csv(results, metrics).encode(),
-            }
-            if evaluation.gallery is not None:
-                content[_PAGE] = make_page(results, metrics, evaluation.gallery, images, said)
-            for name, data in content.items():
-                files.write_file(args.output / name, data)
-            print(f"written: {', '.join(str(args.output / name) for name in content)}")
+            json = report.as_json(results, conventions, about)
+            written[args.output / "evaluation.json"] = json.encode()
+            written[args.output / "evaluation.csv"] = report.as_csv(results, metrics).encode()
+            if args.report is not None:
+                shown.append(args.output / _PAGE)
+        if evaluation.gallery is not None:
+            page = make_page(
+                results, metrics, evaluation.gallery, images, said, detail=args.report_size
+            )
+            written |= dict.fromkeys(shown, page)
+        for path, data in written.items():
+            files.write_file(path, data)
+        if written:
+            print(f"written: {', '.join(map(str, written))}")
     if problems or evaluation.failures:
         count = len(problems) + len(evaluation.failures)
         print(f"{count} could not be paired or measured; see the errors above")

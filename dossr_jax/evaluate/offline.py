@@ -92,8 +92,10 @@ def _missing(name: str, error: BaseException) -> str | None:
                 return None if path.exists() else _put(name, path, values["url"])
             case "hf_hub_download" | "snapshot_download":
                 return _not_cached(name, values["repo_id"])
-            case "cached_files":  # of transformers
-                return _not_cached(name, values["path_or_repo_id"])
+            case "from_pretrained" if isinstance(error, OSError):  # of transformers
+                repository = values.get("pretrained_model_name_or_path")
+                if isinstance(repository, str):
+                    return _not_cached(name, repository)
     return None
 
 

@@ -1,8 +1,13 @@
-"""A page that shows a comparison: the table of means, and details of images side by side."""
+"""A page that shows a comparison: the table of means, and details of images under a slider.
+
+It is one file, shown by any browser from the disk. Its script lays two results over one another;
+without scripts all results stand side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +19,26 @@ from dossr_jax.evaluate.report import Result
 from dossr_jax.evaluate.sets import ImageSet
 from dossr_jax.image_io import resample
 
-# Pixels; a detail has about 100 kB, as nothing is lost.
-_DETAIL = 192
+DETAIL = 384  # pixels, the width of a phone's page; about 200 kB, as nothing is lost
 _LR = "LR, bicubic"
 _BICUBIC = "bicubic"  # the baseline, which takes the place of the LR image
 _STYLE = """\
 td, th { text-align: right; }
 td:first-child, th:first-child { text-align: left; }
-.details { display: flex; overflow-x: auto; }
-.details img { display: block; image-rendering: pixelated; }
-figcaption { font-size: 12px; white-space: pre-line; }"""
+.table, .details, .scroll { overflow-x: auto; }
+.details { display: flex; }
+img { display: block; image-rendering: pixelated; }
+figcaption, .scores { font-size: 12px; white-space: pre-line; }
+.bar { position: sticky; top: 0; z-index: 1; padding: .4em 0; background: Canvas; }
+.bar label { margin-right: 1em; white-space: nowrap; }
+.stage { position: relative; overflow: hidden; cursor: ew-resize; user-select: none; }
+.stage img, .stage i, .stage b { position: absolute; top: 0; pointer-events: none; }
+.stage i { height: 100%; border-left: 1px solid #fff; box-shadow: 0 0 2px #000; }
+.stage b { font-size: 12px; padding: 0 .4em; color: #fff; background: #0009; }
+.stage .left { left: 0; }
+.stage .right { right: 0; }
+input[type=range] { max-width: 100%; margin: .3em 0; display: block; }
+@media (max-width: 30em) { body { margin: 3px; } }"""
 
 
 class Gallery:
@@ -60,19 +75,23 @@ def make_page(
     gallery: Gallery,
     images: ImageSet,
     notes: Sequence[str],
+    *,
+    detail: int = DETAIL,
 ) -> bytes:
     """The page, one file that needs no other.
 
     Args:
       notes: lines below the table.
+      detail: side of the square that is shown of every image, in pixels.
     """
     head, *rows = report.mean_rows(results, metrics)
-    body = [pages.table(head, map(pages.row, rows))]
+    body = ['<div class="table">', pages.table(head, map(pages.row, rows)), "</div>"]
     for lines in ([f"{r.name}: {r.description}" for r in results], notes):
         body.append(f"<p>{'<br>'.join(map(pages.text, lines))}</p>")
     for name in gallery.names:
-        body += _details(name, results, metrics, gallery, images)
-    return pages.make_page("Evaluation", "\n".join(body), style=_STYLE)
+        body += _details(name, results, metrics, gallery, images, detail)
+    script = (resources.files("dossr_jax.evaluate") / "slider.js").read_text("utf-8")
+    return pages.make_page("Evaluation", "\n".join(body), style=_STYLE, script=script)
 
 
 def _details(
@@ -81,6 +100,7 @@ def _details(
     metrics: Sequence[str],
     gallery: Gallery,
     images: ImageSet,
+    side: int,
 ) -> Iterator[str]:
     """One image: the part in which the results differ most, a pixel of it per pixel."""
     found = [(r, image) for r in results if (image := gallery.get(r.name, name)) is not None]
@@ -99,13 +119,15 @@ def _details(
         shown.append(("HR", hr, ""))
     if len(compared) < 2:
         compared = [image for _, image, _ in shown]
-    top, left = place_of_difference(compared, _DETAIL)
-    place = slice(top, top + _DETAIL), slice(left, left + _DETAIL)
+    top, left = place_of_difference(compared, side)
+    place = slice(top, top + side), slice(left, left + side)
+    yield "<section>"
     yield f"<h2>{pages.text(name)}</h2>"
-    yield f"<p>from column {left}, row {top}</p>"
+    yield f"<p>from column {left}, row {top} of {shape[1]}x{shape[0]} pixels</p>"
     yield '<div class="details">'
     yield from (_figure(title, image[place], below) for title, image, below in shown)
     yield "</div>"
+    yield "</section>"
 
 
 def place_of_difference(images: Sequence[np.ndarray], side: int) -> tuple[int, int]:
