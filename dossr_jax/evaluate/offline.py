@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -50,6 +51,11 @@ def offline(name: str, purpose: str) -> Iterator[None]:
         raise OSError("a file that is missing, or is not the published one, would be downloaded")
 
     kept, os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE"), "1"
+    # What is imported already does not look there again, and would try several times.
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    was_offline = constants is not None and constants.HF_HUB_OFFLINE
+    if constants is not None:
+        constants.HF_HUB_OFFLINE = True
     connect, socket.socket.connect = socket.socket.connect, refuse
     look_up, socket.getaddrinfo = socket.getaddrinfo, refuse
     try:
@@ -65,6 +71,8 @@ def offline(name: str, purpose: str) -> Iterator[None]:
         raise UserError(_missing(name, error) or _failure(name, purpose, error)) from error
     finally:
         socket.socket.connect, socket.getaddrinfo = connect, look_up
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = was_offline
         if kept is None:
             del os.environ["HF_HUB_OFFLINE"]
         else:
