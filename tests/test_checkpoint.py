@@ -25,7 +25,7 @@ from dossr_jax.config import (
     ParallelConfig,
     TrainConfig,
     VAEConfig,
-    with_changes,
+    from_json,
 )
 from dossr_jax.errors import UserError
 from dossr_jax.training import stages
@@ -237,6 +237,16 @@ CHOICES = {
 }
 
 
+def with_field(config, name, value):
+    """A configuration with another value in a dotted field."""
+    values = section = dataclasses.asdict(config)
+    *parents, last = name.split(".")
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return from_json(TrainConfig, json.dumps(values))
+
+
 def every_change():
     """(dotted field, configuration with another value in it) for the fields of every stage."""
     for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
@@ -246,7 +256,7 @@ def every_change():
             if value is None or name == "stage.name":
                 continue
             try:
-                yield base, name, with_changes(base, [f"{name}={json.dumps(changed(value))}"])
+                yield base, name, with_field(base, name, changed(value))
             except ConfigError:
                 continue  # it cannot change alone: others have to change with it
 

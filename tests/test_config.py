@@ -14,6 +14,8 @@ from dossr_jax.config import (
     DoSSRConfig,
     LatentConfig,
     ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
     SamplerConfig,
     StageConfig,
     TextConfig,
@@ -21,9 +23,9 @@ from dossr_jax.config import (
     UNetConfig,
     from_json,
     to_json,
-    with_changes,
 )
 from dossr_jax.pipeline import Settings
+from dossr_jax.training.fields import flags_help, with_flags
 from dossr_jax.training.stages import DoSSRStage
 
 STAGES = [StageConfig.known[n] for n in ("rrdb", "vae", "prior", "dossr")]
@@ -32,6 +34,7 @@ CLASSES = [
     *STAGES,
     Settings,
 ]
+SECTIONS = ("data", "optimizer", "parallel")
 GIVEN = {
     TrainConfig: {"stage": DoSSRStage()},
     Settings: {"sampler": SamplerConfig()},
@@ -129,29 +132,57 @@ def test_json_brings_a_run_back(stage):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("data.crop=511", "data.crop 511: must be a multiple of 64"),
-        ("data.crip=512", "data.crip=512: give FIELD=VALUE of an existing field; data has"),
-        ("data", "data: give FIELD=VALUE"),
-        ("stage.kl_weight=1", "stage has learn_decoder, lora_rank, name"),
-        ("stage.lora_rank=-2", "stage.lora_rank -2: must be"),
-        ('stage={"name": "mud"}', 'stage.name "mud": unknown stage; there are'),
-        ('stage={"name": "vae", "lora_rank": 1}', "stage.lora_rank: unknown field; VAEStage has"),
-        ("model.sampler.steps=-3", "model.sampler.steps -3: must be greater"),
-        ("model.sampler.solver=foo", 'model.sampler.solver "foo": must be'),
-        ("optimizer.betas=[0.9]", "optimizer.betas"),
-        ("optimizer.microbatches=3", "optimizer.microbatches 3: must divide data.batch 16"),
+        ("--data.crop=511", "data.crop 511: must be a multiple of 64"),
+        ("--data.crip=512", "--data.crip, 512; did you mean --data.crop?"),
+        ("data", "Unrecognized options: data"),
+        ("--stage.kl_weight=1", "Unrecognized options: --stage.kl_weight, 1"),
+        ("--stage.name=vae", "Unrecognized options: --stage.name, vae"),
+        ("--stage.lora_rank=-2", "stage.lora_rank -2: must be"),
+        ("--model.sampler.steps=-3", "model.sampler.steps -3: must be greater"),
+        ("--model.sampler.solver=foo", "Expected one of ('sde', 'ode', 'asinh', 'chain')"),
+        ("--optimizer.betas=0.9", "--optimizer.betas"),
+        ("--optimizer.learning-rate=nan", "optimizer.learning_rate"),
+        ("--optimizer.microbatches=3", "optimizer.microbatches 3: must divide data.batch 16"),
     ],
 )
-def test_a_wrong_change_names_its_place(change, text):
+def test_a_wrong_flag_names_its_place_in_one_line(change, text):
     with pytest.raises(ConfigError) as error:
-        with_changes(TrainConfig(stage=DoSSRStage()), [change])
+        with_flags(TrainConfig(stage=DoSSRStage()), [change])
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
-def test_changes_are_json_or_plain_text():
-    run = with_changes(
-        TrainConfig(stage=DoSSRStage()),
-        ["seed=3", "stage.times=first", 'data.presets=["light"]', "optimizer.clip=2"],
-    )
-    assert (run.seed, run.stage.times, run.data.presets) == (3, "first", ("light",))
-    assert run.optimizer.clip == 2.0 and json.loads(to_json(run))["stage"]["name"] == "dossr"
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"name": "mud"}, 'stage.name "mud": unknown stage; there are'),
+        ({"name": "vae", "lora_rank": 1}, "stage.lora_rank: unknown field; VAEStage has"),
+    ],
+)
+def test_a_wrong_stored_stage_names_its_place(values, text):
+    with pytest.raises(ConfigError) as error:
+        from_json(TrainConfig, json.dumps({"stage": values}))
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda cls: cls.__name__)
+def test_without_flags_nothing_changes(stage):
+    run = TrainConfig(stage=stage(), model=DoSSRConfig(text=TextConfig(heads=8)), seed=7)
+    assert with_flags(run, []) == run
+
+
+def test_flags_change_fields_of_every_kind():
+    flags = "--seed 3 --stage.times=first --data.presets light bicubic --optimizer.clip 2"
+    flags += " --data.augment False --data.scale_range 0.7 1 --model.unet.channel-mult 1 2 4 4"
+    run = with_flags(TrainConfig(stage=DoSSRStage()), [*flags.split(), "--model.prompt=a b"])
+    assert (run.seed, run.stage.times, run.data.presets) == (3, "first", ("light", "bicubic"))
+    assert run.optimizer.clip == 2.0 and run.data.augment is False and run.model.prompt == "a b"
+    assert run.data.scale_range == (0.7, 1.0) and run.stage.name == "dossr"
+
+
+def test_the_help_describes_every_field_of_a_run_and_its_stage():
+    text = flags_help(TrainConfig(stage=DoSSRStage()))
+    for cls in (DataConfig, OptimizerConfig, ParallelConfig, TrainConfig, *STAGES):
+        for field in dataclasses.fields(cls):
+            described = cls.__pydantic_fields__[field.name].description
+            assert described or field.name in ("name", "stage", "model", *SECTIONS), field.name
+    assert "--data.crop INT" in text and "(default: 512)" in text

@@ -32,7 +32,7 @@ def launch(tmp_path_factory):
         save(folder / "photos" / name, picture(48, 40, seed=i))
     init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["train.py", "--config", "tiny", "--data", folder / "photos", "--init", init]
-    fixed += ["--set", "optimizer.schedule=constant", "--set", "log_every=1"]
+    fixed += ["--optimizer.schedule", "constant", "--log-every", "1"]
     variables = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -41,7 +41,7 @@ def launch(tmp_path_factory):
 
     def start(layout: str, output: Path, steps: int = STEPS, *arguments):
         processes, devices, fsdp = LAYOUTS[layout]
-        more = ["--output", output, "--steps", steps, "--set", f"parallel.fsdp={fsdp}", *arguments]
+        more = ["--output", output, "--steps", steps, "--parallel.fsdp", fsdp, *arguments]
         return start_processes([*fixed, *more], processes, devices, **variables)
 
     return start
@@ -103,7 +103,7 @@ def test_a_checkpoint_goes_on_in_every_other_layout(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("receiver", [0, 1])
 def test_a_signal_to_one_process_stops_both_at_one_step(launch, runs, tmp_path, receiver, number):
-    processes = launch("two by two", tmp_path, 100_000, "--set", "validate_every=0")
+    processes = launch("two by two", tmp_path, 100_000, "--validate-every", "0")
     record = tmp_path / "metrics.jsonl"
     while not record.exists() or record.read_bytes().count(b"\n") < 5:
         assert all(process.poll() is None for process in processes), finish(processes)

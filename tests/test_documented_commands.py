@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dossr_jax.training.experiments import list_configs
+from dossr_jax.training.experiments import list_configs, load_config
+from dossr_jax.training.fields import flags_help
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -132,6 +133,7 @@ def test_documented_configurations_exist():
 def test_flags_that_the_pages_name_alone_exist():
     """Code spans such as `--tile 256` in running text: some program has the flag."""
     texts = "\n".join(calls_of(program)[0][3] for program in PROGRAMS)
+    texts += flags_help(load_config("tiny"))
     for page in PAGES:
         for piece in pieces(page):
             if piece.startswith("--"):

@@ -325,10 +325,16 @@ def test_command_line_reports_and_its_status_says_whether_it_fits(
     small = dataclasses.replace(real, chip=dataclasses.replace(real.chip, usable=1000.0))
     monkeypatch.setattr("dossr_jax.plan.__main__.open_slice", lambda name: small)
     # A stage without degradation, which takes longest to compile.
-    options = ["--set", 'stage={"name": "prior"}', "--batch", "2", "--json", str(path)]
+    prior = tmp_path / "prior.py"
+    prior.write_text(
+        "import dataclasses\nfrom dossr_jax.training.experiments import load_config\n"
+        "from dossr_jax.training.stages import PriorStage\n"
+        "CONFIG = dataclasses.replace(load_config('tiny'), stage=PriorStage())\n"
+    )
+    options = ["--config", str(prior), "--batch", "2", "--json", str(path)]
     assert main([*TRAIN, *options]) == 1
     printed = capsys.readouterr().out
-    assert "DOES NOT FIT" in printed and "parallel.remat=full" in printed
+    assert "DOES NOT FIT" in printed and "--parallel.remat full" in printed
     (report,) = json.loads(path.read_text())["reports"]
     assert report["fits"] is False and report["memory"] > 1000
     assert report["flops"] > report["flops_needed_per_sample"] > 0
@@ -341,7 +347,7 @@ def test_command_line_reports_and_its_status_says_whether_it_fits(
         (["--config", "nothing"], "nothing"),
         (["--topology", "v5e"], "v5e:16x16"),
         (["--topology", "h900:8"], "h900:8"),
-        (["--set", "parallel.fsdp"], "parallel.fsdp"),
+        (["--parallel.fsdp"], "parallel.fsdp"),
         (["--set", "parallel.fsdp=7777"], "fsdp"),
         (["--size", "33"], "33"),
         (["--what", "restore", "--size", "1024"], "512"),
@@ -375,7 +381,7 @@ def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path):
     pytest.importorskip("libtpu", reason="extra [plan]")
     path = tmp_path / "report.json"
     command = [sys.executable, "-m", "dossr_jax.plan", "--config", "tiny", "--topology", "v5e:2x2"]
-    options = ["--batch", "8", "--set", "parallel.fsdp=2", "--size", "64", "--json", str(path)]
+    options = ["--batch", "8", "--parallel.fsdp", "2", "--size", "64", "--json", str(path)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run([*command, *options], cwd=ROOT, env=environment, check=True)
     train, restore = json.loads(path.read_text())["reports"]

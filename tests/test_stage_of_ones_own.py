@@ -65,10 +65,10 @@ def test_a_file_of_ones_own_trains_resumes_and_refuses_what_it_does_not_read(tmp
     _, tensors = systems.open_model(tmp_path / "run" / "model.safetensors")
     assert np.isfinite(tensors["rrdb.conv_first.kernel"].load()).all()
     assert "resumed at step 2, stage charbonnier" in capsys.readouterr().err
-    assert main([*map(str, command), "--steps", "3", "--set", "stage.width=0.1"]) == 2
+    assert main([*map(str, command), "--steps", "3", "--stage.width", "0.1"]) == 2
     assert "stage.width is 0.01 there, 0.1 now" in capsys.readouterr().err
     for change in ("stage.kl_weight=1", "stage.width=-1"):
-        assert main([*map(str, command), "--set", change]) == 2
+        assert main([*map(str, command), f"--{change}"]) == 2
         assert change.split("=")[0] in capsys.readouterr().err
     run = TrainConfig(stage=StageConfig.known["charbonnier"](width=0.5))
     assert from_json(TrainConfig, to_json(run)) == run

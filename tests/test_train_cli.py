@@ -19,7 +19,7 @@ from dossr_jax.errors import BAD_INPUT
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.pytorch.readers import read_checkpoint
 from dossr_jax.training.cli import main
-from dossr_jax.training.experiments import configs_folder, list_configs, load_config
+from dossr_jax.training.experiments import configs_folder, list_configs
 
 # Files and arguments are what counts here; test_training.py has the numbers.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -85,7 +85,7 @@ def test_trains_and_writes_models_that_restore(command, init, tmp_path, capsys):
 def test_the_model_is_the_average(command, tmp_path):
     """With a decay of 0 in its place there is none, and the last weights go out."""
     assert command() == 0
-    assert command("--set", "optimizer.ema_decay=0.0", "--output", tmp_path / "last") == 0
+    assert command("--optimizer.ema-decay", "0", "--output", tmp_path / "last") == 0
     average, last = (arrays(tmp_path / d / "model.safetensors") for d in ("run", "last"))
     name = "rrdb.conv_first.kernel"
     assert (average[name] != last[name]).any()
@@ -93,13 +93,17 @@ def test_the_model_is_the_average(command, tmp_path):
 
 
 def test_an_autoencoder_learns_the_scale_of_its_latents(command, tmp_path):
-    assert command("--set", 'stage={"name": "vae"}') == 0
+    def of_stage(name):
+        file = tmp_path / f"{name}_small.py"
+        file.write_text(SMALL_FILE.replace("rrdb", name))
+        return "--config", file
+
+    assert command(*of_stage("vae")) == 0
     config = systems.load_model(tmp_path / "run" / "model.safetensors").config
     assert config.vae.scale_factor != SMALL.vae.scale_factor
     # The next stage takes it from the file.
     model = tmp_path / "run" / "model.safetensors"
-    prior = ("--set", 'stage={"name": "prior"}')
-    assert command(*prior, "--output", tmp_path / "p", "--init", model) == 0
+    assert command(*of_stage("prior"), "--output", tmp_path / "p", "--init", model) == 0
     assert systems.load_model(tmp_path / "p" / "model.safetensors").config == config
     # And what was said of its training, to which each stage adds an entry.
     _, header = weights.read_safetensors(tmp_path / "p" / "model.safetensors")
@@ -142,25 +146,25 @@ CONFIG = dataclasses.replace(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "optimizer.rate=1"], "optimizer.rate=1: give FIELD=VALUE of an existing field"),
-        (["--set", "optimizer=1"], "optimizer 1: must be an object"),
-        (["--set", "data.crop=big"], 'data.crop "big": must be a valid integer'),
-        (["--set", "steps=1.5"], "steps 1.5: must be a valid integer"),
-        (["--set", "data.crop=17"], "data.crop 17: must be a multiple of 4"),
-        (["--set", "optimizer.schedule=slow"], 'optimizer.schedule "slow": must be'),
-        (["--set", "stage.lora_rank=2"], "stage has blocks, name, start, start_share"),
+        (["--optimizer.rate", "1"], "Unrecognized options: --optimizer.rate, 1"),
+        (["--set", "optimizer=1"], "Unrecognized options: --optimizer, 1"),
+        (["--data.crop", "big"], "--data.crop: invalid literal for int() with base 10: 'big'"),
+        (["--set", "seed=1.5"], "--seed: invalid literal for int()"),
+        (["--data.crop", "17"], "data.crop 17: must be a multiple of 4"),
+        (["--optimizer.schedule", "slow"], "Expected one of ('cosine', 'constant')"),
+        (["--stage.lora-rank", "2"], "Unrecognized options: --stage.lora-rank, 2"),
         (["--batch-size", "0"], "data.batch 0: must be greater than or equal to 1"),
         (["--config", "tinny"], "no configuration 'tinny'; there are mini_adversarial"),
         (["--config", "none.py"], "none.py: no such file"),
         (["--export", "/nowhere/m.safetensors"], "/nowhere: no such folder; make it first"),
-        (["--export-sampler", "fidelity=2"], "model.sampler.fidelity 2: must be"),
+        (["--export-sampler", "fidelity=2"], "model.sampler.fidelity 2.0: must be"),
         (["--export-torch", "m.safetensors"], "cannot be written in that form"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--init", "/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
-        (["--set", "parallel.fsdp=3"], "parallel.fsdp = 3"),
+        (["--parallel.fsdp", "3"], "parallel.fsdp = 3"),
         (["--data", __file__], f"{__file__}: not a folder"),
-        (["--set", "validate_every=1", "--validation", "/nowhere"], "/nowhere: no such file"),
-        (["--set", "data.crop=64"], "32x40 is less than a crop"),
+        (["--validate-every", "1", "--validation", "/nowhere"], "/nowhere: no such file"),
+        (["--data.crop", "64"], "32x40 is less than a crop"),
         (["--output", __file__], f"{__file__}: cannot be written into; choose a folder"),
         (["--export", "/"], "/: a folder; name a file"),
     ],
@@ -204,12 +208,16 @@ def test_a_run_that_fails_at_once_leaves_an_existing_folder_as_it_was(command, t
     assert (run / "checkpoints" / "7").is_dir()
 
 
-def test_changes_reach_the_configuration():
-    changes = ["optimizer.learning_rate=1", 'data.presets=["bicubic"]', "stage.times=first"]
-    config = load_config("tiny", changes)
-    assert config.optimizer.learning_rate == 1.0
-    assert config.data.presets == ("bicubic",) and config.stage.times == "first"
-    assert config.model == load_config("tiny").model
+def test_help_of_a_configuration_shows_types_values_and_descriptions(capsys):
+    """Also where the configuration is named first, alone; what is changed is shown changed."""
+    options = ["--optimizer.learning-rate", "1e-5", "--set", "data.batch=24"]
+    assert main(["tiny", *options, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--optimizer.learning-rate FLOAT the highest of the schedule (default: 1e-05)" in shown
+    assert "--data.batch INT samples per step, over all devices" in shown
+    assert "(default: 24)" in shown and "--stage.times {all,visited,first}" in shown
+    assert main(["--help"]) == 0
+    assert "--optimizer.learning-rate FLOAT" not in capsys.readouterr().out
 
 
 def test_every_configuration_is_listed_with_its_summary(capsys):

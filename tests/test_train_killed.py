@@ -33,7 +33,7 @@ def command(tmp_path_factory):
     init = write_model(folder / "init.safetensors", load_config("tiny").model)
     fixed = ["--config", "tiny", "--data", folder / "photos", "--init", init, "--steps", STEPS]
     for setting in ("save_every=10", "log_every=1", "validate_every=50", "data.workers=1"):
-        fixed += ["--set", setting]
+        fixed.append(f"--{setting}")
 
     def start(output: Path, *arguments, **options) -> subprocess.Popen:
         cache = environment(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"))
@@ -158,7 +158,7 @@ def test_a_small_disk(command, tmp_path):
     if mount.returncode:
         pytest.skip("mounting needs privileges; the test above needs none")
     try:
-        output = finish(command(disk / "run", "--set", "keep=100"), status=2)
+        output = finish(command(disk / "run", "--keep", "100"), status=2)
         kept = whole_ones(disk / "run")
         assert len(kept) >= 2 and "); whole ones: 0, 10" in output.splitlines()[-1]
         assert "Traceback" not in output

@@ -4,7 +4,7 @@ Every network is built from exactly one of these classes, and a saved model carr
 :class:`DoSSRConfig` as JSON, so that weights and shapes never part.
 """
 
-from dossr_jax.config.base import ConfigError, configuration, from_json, to_json, with_changes
+from dossr_jax.config.base import ConfigError, configuration, from_json, to_json
 from dossr_jax.config.model import (
     DoSSRConfig,
     LatentConfig,
@@ -49,5 +49,4 @@ __all__ = [
     "from_json",
     "read_model_config",
     "to_json",
-    "with_changes",
 ]

@@ -1,11 +1,10 @@
-"""Configurations: frozen dataclasses that check their values, as JSON, changed field by field."""
+"""Configurations: frozen dataclasses that check their values, as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import pydantic
@@ -59,32 +58,6 @@ def from_json(cls: type[T], text: str) -> T:
         return TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
         raise ConfigError(_describe(error, cls)) from None
-
-
-def with_changes(config: T, changes: Sequence[str]) -> T:
-    """A configuration with fields changed by "section.field=value", the value JSON or plain text.
-
-    Raises:
-      ConfigError: no such field, or a value that it cannot have.
-    """
-    values = json.loads(to_json(config))
-    for change in changes:
-        path, equals, text = change.partition("=")
-        *parents, last = path.split(".")
-        section: Any = values
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not equals or not isinstance(section, dict) or last not in section:
-            place = ".".join(parents)
-            known = ", ".join(section) if isinstance(section, dict) else "no fields"
-            raise ConfigError(
-                f"{change}: give FIELD=VALUE of an existing field; {place or 'the run'} has {known}"
-            )
-        try:
-            section[last] = json.loads(text)
-        except json.JSONDecodeError:
-            section[last] = text
-    return from_json(type(config), json.dumps(values))
 
 
 def _describe(error: ValidationError, cls: type) -> str:

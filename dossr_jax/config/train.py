@@ -17,22 +17,32 @@ Dtype = Literal["float32", "bfloat16"]
 
 @configuration
 class DataConfig:
-    """What a training batch is: `batch` samples per step, over all devices and microbatches.
+    """What a training batch is.
 
-    `crop` is the side of an HR crop in pixels. A sample is cut from its image scaled by a factor
-    drawn from `scale_range` (never below the crop), flipped and rotated where `augment`. Images
-    without an LR partner are degraded on the device by one of `presets`, drawn uniformly.
-    `hold_out`: one image in this many, chosen by a hash of its name, is for validation.
+    A sample is a crop of an image. Images without an LR partner are degraded on the device.
     """
 
-    crop: Count = 512
-    batch: Count = 16
-    presets: Annotated[tuple[str, ...], Field(min_length=1)] = ("realesrgan",)
-    scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
-    augment: bool = True
-    hold_out: Count = 20
-    workers: NonNegativeInt = 1
-    prefetch: NonNegativeInt = 4
+    crop: Count = Field(default=512, description="side of an HR crop in pixels")
+    batch: Count = Field(
+        default=16, description="samples per step, over all devices and microbatches"
+    )
+    presets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default=("realesrgan",),
+        description="degradations; one is drawn uniformly for every sample",
+    )
+    scale_range: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.5, 1.0),
+        description="an image is scaled by a factor drawn from it, never below the crop",
+    )
+    augment: bool = Field(default=True, description="flip and rotate crops at random")
+    hold_out: Count = Field(
+        default=20,
+        description="one image in this many, chosen by a hash of its name, is for validation",
+    )
+    workers: NonNegativeInt = Field(
+        default=1, description="processes that read images; 0 reads in a thread"
+    )
+    prefetch: NonNegativeInt = Field(default=4, description="batches that are read ahead")
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
@@ -42,35 +52,43 @@ class DataConfig:
 
 @configuration
 class OptimizerConfig:
-    """AdamW after clipping; the rate warms up, then follows a cosine to zero or stays constant.
+    """AdamW after clipping; only kernels decay."""
 
-    Gradients of a batch are accumulated over `microbatches`. `ema_decay` 0 keeps no EMA weights.
-    """
-
-    learning_rate: PositiveFloat = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: NonNegativeInt = 50
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: NonNegativeFloat = 0.01
-    clip: PositiveFloat = 1.0
-    microbatches: Count = 1
-    ema_decay: Decay = 0.999
+    learning_rate: PositiveFloat = Field(default=1e-4, description="the highest of the schedule")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine",
+        description="the rate after warm-up: a cosine to zero at the last step, or constant",
+    )
+    warmup: NonNegativeInt = Field(default=50, description="steps in which the rate rises")
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.999), description="decay of the gradient's first and second moments"
+    )
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="per step, times the rate")
+    clip: PositiveFloat = Field(default=1.0, description="largest global norm of the gradient")
+    microbatches: Count = Field(
+        default=1, description="parts of a batch whose gradients are accumulated, to save memory"
+    )
+    ema_decay: Decay = Field(default=0.999, description="of the EMA weights; 0 keeps none")
 
 
 @configuration
 class ParallelConfig:
     """How a run is laid out on devices, and its precision.
 
-    Parameters and optimizer state are sharded over `fsdp` devices, batches over all; the number
-    of devices is a multiple of it. Learning parameters are kept in float32, frozen ones in
-    `frozen_dtype`; `dtype` is that of the arithmetic. `remat`: what the backward pass recomputes:
-    nothing, all but matrix products ("dots"), or everything inside a stage ("full").
+    Batches are sharded over all devices, whose number is a multiple of `fsdp`. Learning parameters
+    are kept in float32.
     """
 
-    fsdp: Count = 1
-    dtype: Dtype = "float32"
-    frozen_dtype: Dtype = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    fsdp: Count = Field(
+        default=1, description="devices that parameters and optimizer state are sharded over"
+    )
+    dtype: Dtype = Field(default="float32", description="dtype of the arithmetic")
+    frozen_dtype: Dtype = Field(default="float32", description="dtype of frozen parameters")
+    remat: Literal["none", "dots", "full"] = Field(
+        default="none",
+        description="what the backward pass recomputes: nothing, all but matrix products (dots), "
+        "or everything inside a block (full)",
+    )
 
 
 @configuration
@@ -118,11 +136,7 @@ def _read_model(value: Any, handler: Callable[[Any], Any]) -> ModelConfig:
 
 @configuration
 class TrainConfig:
-    """One training run of one stage.
-
-    `save_every`, `validate_every` and `log_every` count steps, 0 is never; `keep` is the number
-    of checkpoints kept.
-    """
+    """One training run of one stage."""
 
     stage: Annotated[StageConfig, WrapValidator(_read_stage)]
     # Of any system that the stage trains: stages check it.
@@ -130,12 +144,18 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
-    steps: NonNegativeInt = 50_000
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    save_every: NonNegativeInt = 1000
-    keep: Count = 3
-    validate_every: NonNegativeInt = 1000
-    log_every: Count = 20
+    steps: NonNegativeInt = Field(default=50_000, description="length of the whole run")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="of first weights, order of images, crops and all random draws"
+    )
+    save_every: NonNegativeInt = Field(
+        default=1000, description="steps from checkpoint to checkpoint; 0: the last one alone"
+    )
+    keep: Count = Field(default=3, description="checkpoints kept")
+    validate_every: NonNegativeInt = Field(
+        default=1000, description="steps from validation to validation; 0: none"
+    )
+    log_every: Count = Field(default=20, description="steps that a line of the log averages")
 
     def __post_init__(self) -> None:
         parts = self.optimizer.microbatches

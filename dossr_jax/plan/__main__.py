@@ -34,16 +34,19 @@ from dossr_jax.plan.efficiency import ABSENT, HEAD, measure_systems
 from dossr_jax.plan.programs import restore_program, sample_flops, train_program
 from dossr_jax.plan.report import Report, plan, versions
 from dossr_jax.plan.search import Job, largest_fit, plan_apart, try_batches
+from dossr_jax.training import flags
 from dossr_jax.training.experiments import load_config
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dossr_jax.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", help="name of a configuration in configs/")
+    flags.add_options(parser)
     parser.add_argument(
         "--topology", help="v5e:16x16, v6e:8x8, v5p:4x4x4, ..., h100:1, a100:8, cpu"
     )
@@ -60,13 +63,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "per device)",
     )
     parser.add_argument("--size", type=int, help="side of crops and of restored images in pixels")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help="change the configuration, as parallel.remat=full; may be repeated",
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the reports here")
     parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
     parser.add_argument(
@@ -81,7 +77,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="algorithms measured on a GPU of this kind, which XLA wrote there where it ran with "
         "XLA_FLAGS=--xla_gpu_dump_autotune_results_to=FILE",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def plan_train(args: argparse.Namespace, config: TrainConfig, target: Slice) -> dict[str, Any]:
@@ -150,7 +146,7 @@ def _run(
 
 def compare_systems(args: argparse.Namespace) -> int:
     """Print a row for every published model, and write them all; returns the exit status."""
-    if any((args.config, args.topology, args.batch, args.set, args.search, args.full_effort)):
+    if any((args.config, args.topology, args.batch, args.flags, args.search, args.full_effort)):
         raise UserError("--systems compares published models; give it with --size and --json alone")
     size = DEFAULT_TILE if args.size is None else args.size
     rows, measured = [], measure_systems(size)
@@ -168,15 +164,18 @@ def compare_systems(args: argparse.Namespace) -> int:
 @command_line("stopped; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    args = parse_args(argv)
+    args = flags.read_arguments(make_parser(), argv)
+    if args.help:
+        print(flags.full_help(make_parser(), args))
+        return 0
     jax.config.update("jax_platforms", "cpu")  # what is planned for is not looked for here
     if args.systems:
         return compare_systems(args)
     if args.config is None or args.topology is None:
         raise UserError("nothing to plan; give --config and --topology, or --systems")
-    changes = list(args.set)
-    changes += [f"data.crop={args.size}"] if args.size is not None else []
-    changes += [f"data.batch={args.batch}"] if args.batch is not None else []
+    changes = list(args.flags)
+    changes += [f"--data.crop={args.size}"] if args.size is not None else []
+    changes += [f"--data.batch={args.batch}"] if args.batch is not None else []
     config = load_config(args.config, changes)
     target = open_slice(args.topology, args.autotuned)
     parts = {"train": plan_train, "restore": plan_restore}

@@ -98,11 +98,11 @@ def remedy(report: Report, settings: Mapping[str, Any]) -> str:
     """
     ways, each = [], report.samples // report.devices
     if settings.get("remat", "full") != "full":
-        ways.append("recompute more (--set parallel.remat=full)")
+        ways.append("recompute more (--parallel.remat full)")
     if each > 1:
         ways.append(f"a smaller batch (--batch {report.devices * max(1, each // 2)})")
     fsdp = settings.get("fsdp")
     state = sum(report.arguments.get(name, 0) for name in ("parameters", "average", "optimizer"))
     if fsdp is not None and fsdp < report.devices and state > GIB / 4:
-        ways.append(f"more fsdp (--set parallel.fsdp={min(report.devices, 2 * fsdp)})")
+        ways.append(f"more fsdp (--parallel.fsdp {min(report.devices, 2 * fsdp)})")
     return " or ".join(ways) or "smaller images (--size) or a chip with more memory"

@@ -12,17 +12,21 @@ from typing import Any
 
 from dossr_jax import files, systems
 from dossr_jax.commands import command_line
-from dossr_jax.config import DataConfig, TrainConfig, with_changes
+from dossr_jax.config import DataConfig, TrainConfig
 from dossr_jax.errors import UserError, require_extra
+from dossr_jax.training import experiments, flags
 
-_EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX")
+_EXTRA = ("grain", "array_record", "google.protobuf", "optax", "tensorboardX", "tyro")
 _EXAMPLES = """\
 examples:
   python train.py --list
   python train.py --config tiny --data photos/ --output runs/tiny --steps 20
   python train.py --config mini_dossr --data photos/ --output runs/dossr --init prior.safetensors
   python train.py --config sd21_dossr --data photos.tfds/ --output runs/sd \\
-      --init sd21.safetensors --set optimizer.learning_rate=5e-5 --set stage.lora_rank=8
+      --init sd21.safetensors --optimizer.learning-rate 5e-5 --stage.lora-rank 8
+
+Every field of a configuration is an option: train.py NAME --help shows them all, with types,
+values and descriptions.
 
 The same command resumes a run that was stopped or killed, or makes it longer (--steps); on a
 cluster, start it once per node or host. OUTPUT receives checkpoints/, pictures/, tensorboard/,
@@ -40,11 +44,11 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train one stage of a model: pre-restorer, autoencoder, prior, DoSSR.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
     )
+    flags.add_options(parser)
     parser.add_argument("--list", action="store_true", help="list the configurations and exit")
-    parser.add_argument(
-        "--config", metavar="NAME", help="one of --list, or a .py file that sets CONFIG"
-    )
     parser.add_argument(
         "--data",
         metavar="PATH",
@@ -69,13 +73,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", metavar="N", type=int, help="length of the whole run in steps")
     parser.add_argument(
         "--batch-size", metavar="N", type=int, help="samples per step, over all devices"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="change any field of the configuration, as in data.crop=256 or stage.lora_rank=8",
     )
     export = parser.add_argument_group("export")
     export.add_argument("--export", metavar="FILE", type=Path, help="also write the model here")
@@ -105,23 +102,27 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
-    args = parser.parse_args(arguments)
+    args = flags.read_arguments(parser, arguments)
+    if args.help:
+        print(flags.full_help(parser, args))
+        return 0
     missing = [f"--{n}" for n in ("config", "data", "output") if not getattr(args, n)]
     if missing and not args.list:
         parser.error(f"{', '.join(missing)} needed (or --list)")
-    from dossr_jax.training import experiments  # `--help` needs none of what it imports
-
     if args.list:
         for name, summary in experiments.list_configs().items():
             print(f"{name:18} {summary}")
         return 0
-    changes = list(args.set)
-    changes += [f"steps={args.steps}"] if args.steps is not None else []
-    changes += [f"data.batch={args.batch_size}"] if args.batch_size is not None else []
-    config = experiments.load_config(args.config, changes)
-    stored = with_changes(config, [f"model.sampler.{change}" for change in args.export_sampler])
-    names = [change.partition("=")[0] for change in args.export_sampler]
     require_extra("train", *_EXTRA)
+    from dossr_jax.training.fields import with_flags
+
+    changes = list(args.flags)
+    changes += [f"--steps={args.steps}"] if args.steps is not None else []
+    changes += [f"--data.batch={args.batch_size}"] if args.batch_size is not None else []
+    config = experiments.load_config(args.config, changes)
+    sampler = [f"--model.sampler.{change}" for change in args.export_sampler]
+    stored = with_flags(config, sampler)
+    names = [change.partition("=")[0] for change in args.export_sampler]
     _run(config, args, {name: getattr(stored.model.sampler, name) for name in names})
     return 0
 

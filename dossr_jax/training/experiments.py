@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from dossr_jax.config import ConfigError, TrainConfig, with_changes
-from dossr_jax.errors import UserError
+from dossr_jax.config import ConfigError, TrainConfig
+from dossr_jax.errors import UserError, require_extra
 
 _PACKAGE = "dossr_jax.configs"
 
@@ -31,14 +32,14 @@ def list_configs() -> dict[str, str]:
     return found
 
 
-def load_config(name: str, changes: list[str] | None = None) -> TrainConfig:
-    """A configuration with changes "section.field=value" (see config.with_changes).
+def load_config(name: str, flags: Sequence[str] = ()) -> TrainConfig:
+    """A configuration, changed by flags for its fields (see training.fields.with_flags).
 
     Args:
       name: of a file in configs/, or the path of another .py file that sets CONFIG.
 
     Raises:
-      UserError: no such configuration, or an impossible change, in one line.
+      UserError: no such configuration, or an unknown flag or impossible value, in one line.
     """
     path = Path(name)
     if path.suffix == ".py":
@@ -53,8 +54,13 @@ def load_config(name: str, changes: list[str] | None = None) -> TrainConfig:
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{name}: sets no CONFIG of class TrainConfig; see configs/tiny.py")
+    if not flags:
+        return config
+    require_extra("train", "tyro")
+    from dossr_jax.training.fields import with_flags
+
     try:
-        return with_changes(config, changes or [])
+        return with_flags(config, flags)
     except ConfigError as error:
         raise UserError(f"--config {name}: {error}") from error
 

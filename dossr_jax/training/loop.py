@@ -179,8 +179,8 @@ class _Meter:
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
                 f"step {step}, nothing of it is saved; the last good checkpoint is "
                 f"{self._checkpoints.path(good)}: resume from it with "
-                "--set parallel.dtype=float32, or export it (--steps 0 --export FILE) and start "
-                "another run from that file (--init FILE) with a lower optimizer.learning_rate"
+                "--parallel.dtype float32, or export it (--steps 0 --export FILE) and start "
+                "another run from that file (--init FILE) with a lower --optimizer.learning-rate"
             )
         self.recent.append(values)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from dossr_jax import weights
 from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, configuration
@@ -46,15 +46,19 @@ _UNIT = 16  # crops are multiples of it: the stride of the features
 class AdversarialLoss(Stage):
     """What the adversarial stages share: networks of the loss, and the loss of restored images.
 
-    Generator's loss: `pixel_weight` L1 + `feature_weight` feature distance + `adversarial_weight`
-    GAN loss. The discriminator, `discriminator_features` wide, learns in the same steps, by the
-    same optimizer.
+    The discriminator learns in the same steps, by the same optimizer.
     """
 
-    pixel_weight: NonNegativeFloat = 1.0
-    feature_weight: NonNegativeFloat = 0.1
-    adversarial_weight: NonNegativeFloat = 0.01
-    discriminator_features: PositiveInt = 64
+    pixel_weight: NonNegativeFloat = Field(default=1.0, description="of L1 in the loss")
+    feature_weight: NonNegativeFloat = Field(
+        default=0.1, description="of the feature distance in the loss"
+    )
+    adversarial_weight: NonNegativeFloat = Field(
+        default=0.01, description="of the GAN loss in the loss"
+    )
+    discriminator_features: PositiveInt = Field(
+        default=64, description="width of the discriminator"
+    )
     training_only: ClassVar[tuple[str, ...]] = ("discriminator", "feature_net")
 
     @abc.abstractmethod
@@ -126,22 +130,18 @@ class AdversarialLoss(Stage):
 
 @configuration
 class AdversarialStage(AdversarialLoss):
-    """The ControlNet learns, and with it the decoders and adapters that the fields name.
-
-    Gradients flow through the last `gradient_steps` steps of the model's sampler. `learn_decoder`:
-    the UNet's decoder learns; `learn_vae_decoder`: the VAE's; `lora_rank` as in the stage `dossr`.
-    Of OSEDiff and PiSA-SR, which have adapters of their own, those learn that `adapters` names.
-    """
+    """The ControlNet learns, and with it the decoders and adapters that the fields name."""
 
     name: Literal["adversarial"] = "adversarial"
-    gradient_steps: PositiveInt = 1
-    learn_decoder: bool = True
-    learn_vae_decoder: bool = False
-    lora_rank: NonNegativeInt = 0
-    adapters: tuple[Literal["lora", "pixel_lora", "semantic_lora"], ...] = (
-        "lora",
-        "pixel_lora",
-        "semantic_lora",
+    gradient_steps: PositiveInt = Field(
+        default=1, description="last steps of the model's sampler that gradients flow through"
+    )
+    learn_decoder: bool = Field(default=True, description="the UNet's decoder learns")
+    learn_vae_decoder: bool = Field(default=False, description="the VAE's decoder learns")
+    lora_rank: NonNegativeInt = latent.LORA_RANK
+    adapters: tuple[Literal["lora", "pixel_lora", "semantic_lora"], ...] = Field(
+        default=("lora", "pixel_lora", "semantic_lora"),
+        description="those that learn, of OSEDiff and PiSA-SR, which have adapters of their own",
     )
     zero_output: ClassVar[bool] = False  # as the stage dossr
     trains = (DoSSRConfig, OSEDiffConfig, PiSASRConfig)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from dossr_jax.config import ConfigError, DoSSRConfig, configuration
 from dossr_jax.diffusion import process
@@ -29,21 +29,22 @@ from dossr_jax.training.stages.base import (
 
 @configuration
 class DoSSRStage(Stage):
-    """The ControlNet learns; the UNet's decoder too where `learn_decoder`.
-
-    `start`: of the sampler that the model is trained for and stores: "lr", the shifted process as
-    published, or "noise", a ControlNet on plain diffusion, for comparisons. `times`: t is drawn
-    from "all" T times as published, from the first t1, which samplers visit ("visited"), or is
-    always t1 - 1, where a one-step model evaluates ("first"). `prompts` as PriorStage. `lora_rank`
-    > 0 trains low-rank adapters of the UNet's attention projections.
-    """
+    """The ControlNet learns, and what else the fields name."""
 
     name: Literal["dossr"] = "dossr"
-    start: Literal["lr", "noise"] = "lr"
-    times: Literal["all", "visited", "first"] = "all"
-    prompts: latent.Prompts = "empty"
-    learn_decoder: bool = False
-    lora_rank: NonNegativeInt = 0
+    start: Literal["lr", "noise"] = Field(
+        default="lr",
+        description="start of the sampler that the model is trained for and stores: lr, the "
+        "shifted process as published, or noise, a ControlNet on plain diffusion, for comparisons",
+    )
+    times: Literal["all", "visited", "first"] = Field(
+        default="all",
+        description="t is drawn from all T times as published, from the first t1, which samplers "
+        "visit (visited), or is always t1 - 1, where a one-step model evaluates (first)",
+    )
+    prompts: latent.Prompts = latent.PROMPTS
+    learn_decoder: bool = Field(default=False, description="the UNet's decoder learns, too")
+    lora_rank: NonNegativeInt = latent.LORA_RANK
     zero_output: ClassVar[bool] = False  # behind a zero output a ControlNet would never learn
 
     def __post_init__(self) -> None:

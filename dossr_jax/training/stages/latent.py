@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from pydantic import Field
 
 from dossr_jax import method
 from dossr_jax.config import DoSSRConfig
@@ -27,7 +28,15 @@ from dossr_jax.training.stages.base import (
 UNET_DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 VAE_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
 
-Prompts = Literal["empty", "both"]  # the empty prompt as published, or both stored ones equally
+Prompts = Literal["empty", "both"]
+# Fields of several stages.
+PROMPTS: Any = Field(
+    default="empty",
+    description="the stored prompt embeddings: the empty one, as published, or both equally often",
+)
+LORA_RANK: Any = Field(
+    default=0, description="rank of low-rank adapters of the UNet's attention projections; 0: none"
+)
 
 
 def draw_times(keys: Array, low: int, high: int) -> Array:

@@ -18,10 +18,10 @@ from dossr_jax.training.stages.base import Inputs, Metrics, Stage, draw_normal
 
 @configuration
 class PriorStage(Stage):
-    """`prompts`: of the two stored prompt embeddings, the "empty" one or "both" equally often."""
+    """The UNet learns."""
 
     name: Literal["prior"] = "prior"
-    prompts: latent.Prompts = "empty"
+    prompts: latent.Prompts = latent.PROMPTS
     needs_lr: ClassVar[bool] = False
 
     def learns(self, name: str) -> bool:

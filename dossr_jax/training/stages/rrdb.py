@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,15 +31,15 @@ _PREFIX = "rrdb."
 
 @configuration
 class PreRestorerStage(Stage):
-    """What the stages that train the pre-restorer share: how it starts.
+    """What the stages that train the pre-restorer share: how it starts."""
 
-    `start` names another network to begin with: "realesrgan" or any file that
-    dossr_jax.systems.rrdb reads. `blocks` are the numbers of those of its RRDBs that are kept, from
-    0; empty keeps all.
-    """
-
-    start: str = ""
-    blocks: tuple[NonNegativeInt, ...] = ()
+    start: str = Field(
+        default="",
+        description="another network to begin with: realesrgan or any file of an RRDBNet",
+    )
+    blocks: tuple[NonNegativeInt, ...] = Field(
+        default=(), description="numbers, from 0, of those of its blocks that are kept; none: all"
+    )
 
     def learns(self, name: str) -> bool:
         return name.startswith(_PREFIX)
@@ -82,13 +82,17 @@ class PreRestorerStage(Stage):
 class RRDBStage(PreRestorerStage):
     """The pre-restorer learns by L1.
 
-    `start_share` of the start's weights and 1 - `start_share` of the learnt ones make the model
-    that is exported: between a GAN and its fine-tuning by L1 lie networks that trade texture for
-    accuracy (network interpolation, ESRGAN, arXiv 1809.00219, section 3.4).
+    Between a GAN and its fine-tuning by L1 lie networks that trade texture for accuracy (network
+    interpolation, ESRGAN, arXiv 1809.00219, section 3.4).
     """
 
     name: Literal["rrdb"] = "rrdb"
-    start_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    start_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the start's weights in the exported model, beside the learnt ones",
+    )
 
     def __post_init__(self) -> None:
         if self.start_share and not self.start:

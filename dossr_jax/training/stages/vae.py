@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 from dossr_jax.config import VAEConfig, configuration
 from dossr_jax.draws import Draw
@@ -25,10 +25,12 @@ _START_LOGVAR = -6.0
 
 @configuration
 class VAEStage(Stage):
-    """`kl_weight`: of the posterior's KL divergence to a unit normal."""
+    """The autoencoder learns."""
 
     name: Literal["vae"] = "vae"
-    kl_weight: NonNegativeFloat = 3e-4
+    kl_weight: NonNegativeFloat = Field(
+        default=3e-4, description="weight of the posterior's KL divergence to a unit normal"
+    )
     needs_lr: ClassVar[bool] = False
 
     def learns(self, name: str) -> bool:
