@@ -34,7 +34,7 @@ PROGRAM = re.compile(
 )
 END = re.compile(r"\s#|\s&|\s?[|;>]|\)\s")
 FLAG = re.compile(r"--?[a-z][\w-]*")
-PLACEHOLDER = re.compile(r"[A-Z][A-Z_\d]*|\$.*|\.\.\.")
+PLACEHOLDER = re.compile(r"[A-Z][A-Z_\d]*|.*\$.*|\.\.\.")
 
 
 def join_lines(text):

@@ -6,7 +6,8 @@ the frozen parameters, written once. Arrays restore onto any mesh. Only data is 
 """
 
 from dossr_jax.checkpoint.files import damage
-from dossr_jax.checkpoint.folder import Checkpoints, Saved
-from dossr_jax.checkpoint.settings import differences
+from dossr_jax.checkpoint.folder import Checkpoints
+from dossr_jax.checkpoint.managed import Managed
+from dossr_jax.checkpoint.settings import Saved, differences
 
-__all__ = ["Checkpoints", "Saved", "damage", "differences"]
+__all__ = ["Checkpoints", "Managed", "Saved", "damage", "differences"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
-import json
 import logging
 import os
 import re
@@ -13,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,19 +19,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dossr_jax.checkpoint.files import damage, write_file_list
-from dossr_jax.checkpoint.settings import differences
-from dossr_jax.config import ConfigError, DoSSRConfig, TrainConfig, from_json, to_json
+from dossr_jax.checkpoint.settings import Saved, resume_config, stored_config
+from dossr_jax.config import ModelConfig, TrainConfig
 from dossr_jax.errors import UserError
 
 _STEPS, _FROZEN, _DAMAGED = "checkpoints", "frozen", "damaged"
-
-
-class Saved(NamedTuple):
-    """A restored checkpoint: the whole training state, and the two records beside it."""
-
-    state: Any
-    data: dict[str, Any]
-    log: dict[str, Any]
 
 
 class _Manager(ocp.CheckpointManager):
@@ -93,6 +83,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         folder = self.folder / _STEPS
         return folder if step is None else folder / str(step)
 
+    def due(self, step: int, every: int) -> bool:
+        """Whether to save this step, at one checkpoint `every` so many steps; 0: none."""
+        return every > 0 and step % every == 0
+
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none.
 
@@ -139,20 +133,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         item = ocp.args.Composite(config=ocp.args.JsonRestore())
         try:
             found = self._manager.restore(step, args=item)["config"]
-            stored = from_json(TrainConfig, json.dumps(found["asked"]))
-            model = from_json(DoSSRConfig, json.dumps(found["model"]))
-        except (ConfigError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.path(step)}: its configuration cannot be read ({error}); resume with the "
-                "version that wrote it, or choose another output folder"
+                f"{self.path(step)}: has no configuration ({_reason(error)}); choose another "
+                "output folder"
             ) from error
-        different = differences(stored, asked)
-        if different:
-            raise UserError(
-                f"{self.folder}: holds a run of another configuration ({'; '.join(different)}); "
-                "resume with the configuration it has, or choose another output folder"
-            )
-        return dataclasses.replace(asked, model=model)
+        return resume_config(found, asked, self.path(step))
 
     def restore(self, step: int, abstract: Any) -> Saved:
         """Restore a checkpoint onto the mesh of `abstract`.
@@ -182,8 +168,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 params = manager.restore(0, args=only).params
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.path(step)}: does not fit this version ({_reason(error)}); resume with the "
-                "one that wrote it, or choose another output folder"
+                f"{self.path(step)}: does not fit this version or optimizer ({_reason(error)}); "
+                "resume with those that wrote it, or choose another output folder"
             ) from error
         state = abstract._replace(**found["state"], frozen=params)
         return Saved(state, found["data"], found["log"])
@@ -194,7 +180,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         state: Any,
         *,
         config: TrainConfig,
-        model: DoSSRConfig,
+        model: ModelConfig,
         data: dict[str, Any],
         log: dict[str, Any],
     ) -> None:
@@ -224,9 +210,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.start_saving(
                 step,
                 state=ocp.args.StandardSave(_without_frozen(state)),
-                config=ocp.args.JsonSave(
-                    {"asked": json.loads(to_json(config)), "model": json.loads(to_json(model))}
-                ),
+                config=ocp.args.JsonSave(stored_config(config, model)),
                 data=ocp.args.JsonSave(data),
                 log=ocp.args.JsonSave(log),
             )

@@ -187,7 +187,7 @@ class Images:
         name, partner = self.entries[index]
         hr = image_io.read_image(self.path / name)
         lr = None if partner is None else image_io.read_image(self.path / partner)
-        return _checked(Record(name, hr, lr), self.path / name)
+        return checked(Record(name, hr, lr), self.path / name)
 
 
 def list_images(path: Path) -> Images:
@@ -321,7 +321,7 @@ class Prepared:
             raise UserError(
                 f"{self.path}: {self._split} record {index} is damaged ({error})"
             ) from error
-        return _checked(record, self.path / name)
+        return checked(record, self.path / name)
 
 
 def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:
@@ -363,7 +363,8 @@ def _decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _checked(record: Record, path: Path) -> Record:
+def checked(record: Record, path: Path) -> Record:
+    """The record; UserError where its images do not fit each other."""
     hr, lr = record.hr, record.lr
     if lr is not None and hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
         raise UserError(f"{path}: not exactly {SCALE} times as large as its LR partner; crop it")

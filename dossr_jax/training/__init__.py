@@ -5,6 +5,20 @@ weights, `state` lays a run out on the devices, `step` advances it, `loop` runs 
 command. Only `stages` knows what a stage does.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dossr_jax.training import stages  # they register themselves
 
-__all__ = ["stages"]
+if TYPE_CHECKING:
+    from dossr_jax.training.loop import fit
+
+__all__ = ["fit", "stages"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: listing configurations needs neither Grain nor Optax.
+    if name != "fit":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dossr_jax.training.loop import fit
+
+    return fit

@@ -38,13 +38,15 @@ class Journal(contextlib.AbstractContextManager):
       UserError: the folder cannot be written; the methods raise it too.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, step: int, validated: bool):
+    def __init__(self, folder: Path | None, config: TrainConfig, step: int, validated: bool):
         """Open the logs of a run that begins at `step`; lines of later steps are removed.
 
-        `validated`: this step was already validated.
+        `validated`: this step was already validated. Without a folder no files are written.
         """
-        self._folder, self._config = folder, config
-        self._writes = jax.process_index() == 0
+        self._config = config
+        self._says = jax.process_index() == 0
+        self._writes = self._says and folder is not None
+        self._folder = folder or Path()
         self._said = -math.inf
         self._bar = tqdm(
             total=config.steps,
@@ -53,17 +55,18 @@ class Journal(contextlib.AbstractContextManager):
             unit="step",
             dynamic_ncols=True,
             smoothing=0,
-            disable=not self._writes,
+            disable=not self._says,
             # In a log file every update of the bar is a line.
             mininterval=0.2 if sys.stderr.isatty() else 60,
         )
         self.start_clock(step, 0.0)
         if self._writes:
             with self._writing():
-                _cut(folder / METRICS_FILE, step, validated)
-                self._file = open(folder / METRICS_FILE, "a")
-                (folder / "tensorboard").mkdir(exist_ok=True)
-                self._board = EventsWriter(str(folder / "tensorboard" / "events"), f".{step}")
+                _cut(self._folder / METRICS_FILE, step, validated)
+                self._file = open(self._folder / METRICS_FILE, "a")
+                board = self._folder / "tensorboard"
+                board.mkdir(exist_ok=True)
+                self._board = EventsWriter(str(board / "events"), f".{step}")
                 # Replaces everything shown from this step on.
                 again = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
                 self._show(step + validated, session_log=again)
@@ -78,7 +81,7 @@ class Journal(contextlib.AbstractContextManager):
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self._writes:
+        if self._says:
             self._bar.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
 
     def advance(self, step: int) -> None:

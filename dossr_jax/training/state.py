@@ -89,7 +89,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def start_run(
-    config: TrainConfig, init: Path | None, mesh: Mesh, crops: Callable[[], np.ndarray]
+    config: TrainConfig,
+    init: Path | None,
+    mesh: Mesh,
+    crops: Callable[[], np.ndarray],
+    tx: optax.GradientTransformation | None = None,
 ) -> TrainingRun:
     """State of step 0, on the mesh.
 
@@ -97,12 +101,13 @@ def start_run(
       init: model file to start from (dossr_jax.convert, or the stage before); None starts from
         random weights.
       crops: gives HR crops (b, h, w, 3) uint8, which some stages initialize weights from.
+      tx: optimizer in place of the configuration's.
 
     Raises:
       UserError: the file is damaged or holds another architecture.
     """
     model, read = open_start(config, init, crops)
-    run = abstract_run(dataclasses.replace(config, model=model), mesh)
+    run = abstract_run(dataclasses.replace(config, model=model), mesh, tx)
 
     def fill(leaves: Params) -> Params:
         filled = {}
@@ -114,12 +119,14 @@ def start_run(
     learn, frozen = fill(run.state.learn), fill(run.state.frozen)
     fresh = run.state.step, run.state.key, run.state.ema, run.state.opt_state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, fresh)
-    first = jax.jit(functools.partial(_first, run.config), out_shardings=shardings)
+    first = jax.jit(functools.partial(_first, run.config, tx), out_shardings=shardings)
     step, key, ema, opt_state = first(learn)
     return run._replace(state=TrainState(step, key, learn, ema, opt_state, frozen))
 
 
-def abstract_run(config: TrainConfig, mesh: Mesh) -> TrainingRun:
+def abstract_run(
+    config: TrainConfig, mesh: Mesh, tx: optax.GradientTransformation | None = None
+) -> TrainingRun:
     """:func:`start_run` with shapes, dtypes and shardings in place of arrays."""
     model = abstract(config)
     shapes = shapes_of(model)
@@ -130,7 +137,7 @@ def abstract_run(config: TrainConfig, mesh: Mesh) -> TrainingRun:
             learn[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
         else:
             frozen[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(config.parallel.frozen_dtype))
-    step, key, ema, opt_state = jax.eval_shape(functools.partial(_first, config), learn)
+    step, key, ema, opt_state = jax.eval_shape(functools.partial(_first, config, tx), learn)
     state = TrainState(step, key, learn, ema, opt_state, frozen)
     shardings = parallel.state_shardings(state, mesh)
     state = jax.tree.map(
@@ -149,9 +156,11 @@ def trained_model(run: TrainingRun) -> DoSSR:
     return model
 
 
-def _first(config: TrainConfig, learn: Params) -> tuple[Any, ...]:
+def _first(
+    config: TrainConfig, tx: optax.GradientTransformation | None, learn: Params
+) -> tuple[Any, ...]:
     """(step, key, ema, opt_state) of a fresh run whose parameters are `learn`."""
     ema = jax.tree.map(jnp.copy, learn) if config.optimizer.ema_decay else {}
-    opt_state = make_optimizer(config.optimizer, config.steps).init(learn)
+    opt_state = (tx or make_optimizer(config.optimizer, config.steps)).init(learn)
     key = jax.random.key_data(jax.random.key(config.seed, impl=KEY_IMPL))
     return jnp.int32(0), key, ema, opt_state

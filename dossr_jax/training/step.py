@@ -67,15 +67,19 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
 
 
 def make_train_step(
-    config: TrainConfig, graphdef: nnx.GraphDef, mesh: Mesh
+    config: TrainConfig,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    tx: optax.GradientTransformation | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step (state, batch) -> (state, metrics), jitted; it donates the state.
 
     A batch is what dossr_jax.data.pipeline yields, as global arrays. Metrics are means over it:
-    `loss`, those of the stage, `grad_norm` before clipping and the learning `rate`.
+    `loss`, those of the stage, `grad_norm` before clipping and the learning `rate`, which an
+    optimizer `tx` in place of the configuration's does not tell. It is given the loss as `value`.
     """
     stage = Stage.of(config)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = optax.with_extra_args_support(tx or make_optimizer(config.optimizer, config.steps))
     rate = learning_rate(config.optimizer, config.steps)
     inputs_of = make_inputs(config, mesh)
     microbatches = config.optimizer.microbatches
@@ -103,9 +107,13 @@ def make_train_step(
             grads, metrics = one(batch)
         else:
             grads, metrics = _accumulate(one, batch, microbatches, mesh)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.learn)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.learn, value=metrics["loss"]
+        )
         learn = cast(Params, optax.apply_updates(state.learn, updates))
-        metrics |= {"grad_norm": optax.tree.norm(grads), "rate": jnp.asarray(rate(state.step))}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        if tx is None:
+            metrics |= {"rate": jnp.asarray(rate(state.step))}
         new = state._replace(
             step=state.step + 1,
             learn=learn,
