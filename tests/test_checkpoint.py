@@ -19,7 +19,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dossr_jax import checkpoint, parallel
 from dossr_jax.checkpoint import Checkpoints, differences
-from dossr_jax.checkpoint.settings import FREE_ON_RESUME, flat_fields
+from dossr_jax.checkpoint.settings import (
+    FREE_ON_RESUME,
+    flat_fields,
+    resume_config,
+    stored_config,
+)
 from dossr_jax.config import (
     ConfigError,
     ParallelConfig,
@@ -272,6 +277,13 @@ def test_on_resume_a_field_is_free_or_refused_by_name_as_the_table_says():
             assert len(found) == 1 and found[0].startswith(f"{name} is "), name
     assert set(FREE_ON_RESUME) <= seen.keys()
     assert len(seen) > 60 and {"model.sampler.steps", "stage.lora_rank", "seed"} <= seen.keys()
+
+
+def test_a_run_of_any_system_can_be_resumed():
+    for stage in (getattr(stages, name)() for name in stages.__all__ if name != "Stage"):
+        config = TrainConfig(stage=stage, model=stage.trains[0]())
+        stored = json.loads(json.dumps(stored_config(config, config.model)))
+        assert resume_config(stored, config, Path("run/checkpoints/1")) == config
 
 
 def test_resuming_takes_what_is_free_and_keeps_the_model_of_the_file(opened):

@@ -10,8 +10,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from helpers.distributed_worker import ROOT
+from helpers.models import tiny_model
 from helpers.pictures import picture, quarter
-from helpers.small import make_config
+from helpers.runs import write_model
+from helpers.small import SMALL, make_config
 
 from dossr_jax import systems
 from dossr_jax.config import DataConfig
@@ -36,8 +38,9 @@ TX = optax.chain(
 
 
 @pytest.fixture(scope="module")
-def train(compiled_quickly):
-    return functools.partial(fit, RRDBStage(), config=CONFIG, tx=TX)
+def train(compiled_quickly, tmp_path_factory):
+    init = write_model(tmp_path_factory.mktemp("start") / "init.safetensors", SMALL)
+    return functools.partial(fit, RRDBStage(), config=CONFIG, tx=TX, init=init)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,10 @@ def assert_same(state, other):
 
 def test_the_documented_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Random weights that compile nothing; the example begins with those of a new run.
+    monkeypatch.setattr(
+        "dossr_jax.training.params.make_model", lambda config, seed, **_: tiny_model(seed, config)
+    )
     text = (ROOT / "docs" / "training.md").read_text().split("## From Python")[1]
     example = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
     exec(compile(example, "example", "exec"), {})

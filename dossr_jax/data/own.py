@@ -52,19 +52,18 @@ class _Own:
     def __getitem__(self, index: int) -> Record:
         item = self._source[index]
         values = item if isinstance(item, Mapping) else {"hr": item}
-        images: dict[str, Any] = {
-            key: values[key] for key in ("hr", "lr", "pre") if values.get(key) is not None
-        }
+        images: dict[str, Any] = {key: values.get(key) for key in ("hr", "lr", "pre")}
         name = values.get("name", f"{self.path}[{index}]")
         name = name.decode() if isinstance(name, bytes) else str(name)
-        for key, image in ({"hr": None} | images).items():
+        for key, image in images.items():
+            if image is None and key != "hr":
+                continue
             if not (isinstance(image, np.ndarray) and image.dtype == np.uint8):
                 kind = getattr(image, "dtype", type(image).__name__)
                 raise UserError(f"{name}: {key} is {kind}; give an array (h, w, 3) of uint8")
             if image.ndim != 3 or image.shape[-1] != 3:
                 raise UserError(f"{name}: {key} has shape {image.shape}; give (h, w, 3)")
-        record = Record(name, images["hr"], images.get("lr"), images.get("pre"))
-        return checked(record, Path(name))
+        return checked(Record(name, **images), Path(name))
 
     @property
     def fingerprint(self) -> str:

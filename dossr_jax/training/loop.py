@@ -221,6 +221,7 @@ def _introduction(start: _Progress, output: Path | None, mesh: Mesh, source: Sou
     layout = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     return (
         f"{output or source.path}: {begin}, stage {start.run.config.stage.name}, "
-        f"{count / 1e6:.1f} M parameters learn, {len(source)} images, {mesh.size} {mesh.devices.flat[0].device_kind} devices "
-        f"({layout}), {jax.process_count()} processes"
+        f"{count / 1e6:.1f} M parameters learn, {len(source)} images, "
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} devices ({layout}), "
+        f"{jax.process_count()} processes"
     )

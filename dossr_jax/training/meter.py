@@ -42,8 +42,9 @@ class Meter:
             raise UserError(
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
                 f"step {step}, nothing of it is saved; the last good checkpoint is {place}: resume "
-                "from it with --parallel.dtype float32, or export it (--steps 0 --export FILE) and start "
-                "another run from that file (--init FILE) with a lower --optimizer.learning-rate"
+                "from it with --parallel.dtype float32, or export it (--steps 0 --export FILE) and "
+                "start another run from that file (--init FILE) with a lower "
+                "--optimizer.learning-rate"
             )
         self.recent.append(values)
 
