@@ -201,7 +201,7 @@ def test_a_damaged_record_is_an_error_of_its_own(damaged):
         try:
             outcomes.append(source[i].hr.shape)
         except UserError as error:
-            assert f"train record {i} is damaged" in str(error)
+            assert f"record train[{i}] is damaged" in str(error)
             outcomes.append(None)
     assert outcomes.count(None) == 1 and outcomes.count((32, 32, 3)) == 79
 

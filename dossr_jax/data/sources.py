@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SCALE = 4
 SPLITS = ("train", "validation")
 INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
+IMAGES = ("hr", "image", "lr", "pre")  # features; `image` where there is no `hr`
 UNFINISHED = "unfinished"  # folder inside a data set that is still being prepared
 
 Split = Literal["train", "validation"]
@@ -112,12 +113,17 @@ def is_prepared(path: Path) -> bool:
 def open_source(path: Path, *, split: Split, hold_out: int) -> Source:
     """The images of `path` that belong to `split`.
 
-    A prepared data set has its own splits; elsewhere one image in `hold_out` is for validation
+    `path` may also be "tfds:NAME[/SPLIT]" (dossr_jax.data.catalog). A prepared data set has its own
+    splits; elsewhere one image in `hold_out` is for validation
     (see :func:`held_out`).
 
     Raises:
       UserError: there is nothing there, or nothing of that split, or it is damaged.
     """
+    if str(path).startswith("tfds:"):
+        from dossr_jax.data.catalog import open_catalog  # which imports this module
+
+        return open_catalog(str(path), split=split, hold_out=hold_out)
     if is_prepared(path):
         return Prepared(path, split)
     images = list_images(path)
@@ -296,8 +302,7 @@ class Prepared:
             raise UserError(
                 f"{path}: has no split {split!r}, but {', '.join(splits)}; prepare more images"
             )
-        self._hr = "hr" if "hr" in names else "image"
-        if self._hr not in names:
+        if not names & {"hr", "image"}:
             raise UserError(f"{path}: has no feature 'hr' or 'image', but {', '.join(names)}")
         self.fingerprint = hashlib.sha256(
             json.dumps([splits[split], sorted(names)], sort_keys=True).encode()
@@ -309,19 +314,28 @@ class Prepared:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        from google.protobuf.message import DecodeError
+        number = f"{self._split}[{index}]"
+        return read_record(lambda: examples.parse(self._records[index]), str(self.path), number)
 
-        try:
-            features = examples.parse(self._records[index])
-            lr, pre = (_decode(features[key]) if key in features else None for key in ("lr", "pre"))
-            name = features.get("name", f"{self._split}[{index}]".encode()).decode()
-            record = Record(name, _decode(features[self._hr]), lr, pre)
-        # Pillow's decoders raise almost anything on damaged data.
-        except (DecodeError, KeyError, RuntimeError, ValueError, SyntaxError, OSError) as error:
-            raise UserError(
-                f"{self.path}: {self._split} record {index} is damaged ({error})"
-            ) from error
-        return checked(record, self.path / name)
+
+def read_record(read: Callable[[], Mapping[str, Any]], place: str, number: str) -> Record:
+    """The record of what `read` gives: encoded images of the features IMAGES, and a `name`.
+
+    Raises:
+      UserError: it is damaged; `place` and `number` are for messages, and `number` for the name
+        where there is none.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        features = read()
+        hr, lr, pre = (_decode(features[k]) if k in features else None for k in ("hr", "lr", "pre"))
+        hr = _decode(features["image"]) if hr is None else hr
+        record = Record(bytes(features.get("name", number.encode())).decode(), hr, lr, pre)
+    # Pillow's decoders raise almost anything on damaged data.
+    except (DecodeError, KeyError, RuntimeError, ValueError, SyntaxError, OSError) as error:
+        raise UserError(f"{place}: record {number} is damaged ({error})") from error
+    return checked(record, Path(place) / record.name)
 
 
 def _open_shards(path: Path, name: str, split: dict) -> ArrayRecordDataSource:

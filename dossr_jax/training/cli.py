@@ -53,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--data",
         metavar="PATH",
         type=Path,
-        help="folder of images, of LR and HR images, or of a data set of dossr_jax.data.prepare",
+        help="folder of images, of LR and HR images, or of a data set of dossr_jax.data.prepare; "
+        "or tfds:NAME[/SPLIT], a data set that TensorFlow Datasets has prepared",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder of the run; an existing run is resumed"
@@ -68,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--validation",
         metavar="PATH",
         type=Path,
-        help="images for validation (default: those that --data holds out)",
+        help="images for validation, named as for --data (default: those that --data holds out)",
     )
     parser.add_argument("--steps", metavar="N", type=int, help="length of the whole run in steps")
     parser.add_argument(
