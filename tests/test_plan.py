@@ -323,7 +323,7 @@ def test_command_line_reports_and_its_status_says_whether_it_fits(
     path = tmp_path / "report.json"
     real = open_slice("cpu")
     small = dataclasses.replace(real, chip=dataclasses.replace(real.chip, usable=1000.0))
-    monkeypatch.setattr("dossr_jax.plan.__main__.open_slice", lambda name: small)
+    monkeypatch.setattr("dossr_jax.plan.__main__.open_slice", lambda *args: small)
     # A stage without degradation, which takes longest to compile.
     prior = tmp_path / "prior.py"
     prior.write_text(
