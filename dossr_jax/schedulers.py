@@ -76,9 +76,12 @@ class DoSSRScheduler(SchedulerMixin, ConfigMixin):
     that latent, and on the predictions of the steps before it since :meth:`set_timesteps`.
 
     Args:
-      num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type,
-        rescale_betas_zero_snr: the noise schedule, as in diffusers' own schedulers.
-        `prediction_type` is "epsilon" or "v_prediction".
+      num_train_timesteps: times of the noise schedule, as in diffusers' own schedulers.
+      beta_start: likewise.
+      beta_end: likewise.
+      beta_schedule: likewise.
+      prediction_type: "epsilon" or "v_prediction".
+      rescale_betas_zero_snr: as in diffusers' own schedulers.
       eta_schedule: shifting sequence: "trunc_12" (published), "trunc_13" or "trunc_23".
       num_inference_steps: steps where :meth:`set_timesteps` is given none, 1 to 50.
       solver_order: 1, 2 or 3.

@@ -89,12 +89,14 @@ def from_diffusers(
 
     Args:
       pipeline: of diffusers; its networks and scheduler are taken where no other is given.
-      unet: UNet2DConditionModel. vae: AutoencoderKL. text_encoder: CLIPTextModel.
+      unet: UNet2DConditionModel.
+      vae: AutoencoderKL.
+      text_encoder: CLIPTextModel.
       controlnet: ControlNetModel with the hint of DoSSR, as :func:`to_diffusers` makes it.
       scheduler: tells the noise schedule of a DoSSR, and its sampler if it is a DoSSRScheduler.
       rrdb: pre-restorer: an RRDBNet in PyTorch, an RRDBNet of ours, a file, or "realesrgan".
-      context, negative_context: embeddings of DoSSR's prompts, (n, d); by default the text tower
-        computes them.
+      context: embedding of DoSSR's prompt, (n, d); by default the text tower computes it.
+      negative_context: that of its negative prompt.
       dtype: compute dtype.
       param_dtype: dtype of the parameters; by default each keeps its own, bit for bit.
 

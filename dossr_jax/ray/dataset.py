@@ -39,11 +39,16 @@ def restore_dataset(
       dataset: ray.data.Dataset, as of `ray.data.read_images` or `read_binary_files`.
       column: of images: arrays, bytes of files, or names of files that every node sees; all that
         :meth:`dossr_jax.Upscaler.restore` takes of these.
-      model, dtype, preprocessor, tile, tokenizer_dir: as for
-        :meth:`dossr_jax.Upscaler.from_pretrained`; every node sees the files.
+      model: as for :meth:`dossr_jax.Upscaler.from_pretrained`; every node sees the files.
+      dtype: likewise.
+      preprocessor: likewise.
+      tile: likewise.
+      tokenizer_dir: likewise.
       into: name of the new columns: `into` has the results as arrays, and `into` + "_error" a text,
         which is empty where there is a result. A failed image has an array without pixels.
-      workers, accelerator, accelerators_per_worker: as the flags of `python -m dossr_jax.ray`.
+      workers: as the flag of `python -m dossr_jax.ray`.
+      accelerator: likewise.
+      accelerators_per_worker: likewise.
       **settings: as for :meth:`dossr_jax.Upscaler.settings`; one seed for all images.
 
     Returns:

@@ -285,8 +285,10 @@ def load_release(
     Args:
       path: the checkpoint.
       config: its configuration or the YAML file with it.
-      context, negative_context: embeddings of the two stored prompts, (n, d) or (1, n, d).
-      dtype: compute dtype. param_dtype: dtype of the parameters, `dtype` if None.
+      context: embedding of the stored prompt, (n, d) or (1, n, d).
+      negative_context: that of the stored negative prompt.
+      dtype: compute dtype.
+      param_dtype: dtype of the parameters, `dtype` if None.
 
     Raises:
       UserError: a damaged file, or one that does not fit its configuration.
