@@ -318,7 +318,7 @@ def restore_images(
     shape = (pre.shape[1] // unit, pre.shape[2] // unit, z)
     noise_posterior, noise_start = noise.initial(shape)
     condition = encode_lr(model, pre, noise_posterior, apply=apply)
-    predict = predictor(model, controls, guided, table.rows.t)
+    predict = predictor(model, controls, guided, jnp.asarray(table.rows.t))
     prediction = model.config.process.prediction
     denoise = make_denoiser(predict, condition, controls.fidelity, prediction, apply=apply)
     latents, path = run_solver(

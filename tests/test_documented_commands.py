@@ -21,7 +21,7 @@ from dossr_jax.training.fields import flags_help
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SCRIPTS = [
     *sorted((ROOT / "configs").glob("*.*")),
@@ -120,6 +120,34 @@ def test_the_texts_name_every_program():
     scripts = {p for p in SCRIPTS if p.parent.name == "benchmarks" and "__main__" in p.read_text()}
     assert len(scripts) > 6
     assert {f"python benchmarks/{path.name}" for path in scripts} <= {p for p, _, _ in COMMANDS}
+
+
+def test_shell_blocks_hold_our_commands_and_a_few_of_others():
+    """So that no command of ours goes unread because it is written in another way."""
+    others = re.compile(r"(pip|ray|mkdocs|git|bash|sh|srun|gcloud|export|tensorboard) |[$]?#|\)?$")
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), flags=re.S):
+            for line in join_lines(block).splitlines():
+                ours = PROGRAM.search(line) or "python -m pytest" in line
+                assert ours or others.match(line), f"{page.name}: {line}"
+
+
+def test_scripts_and_extras_that_the_pages_name_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = extras["optional-dependencies"].keys()
+    for page in PAGES:
+        text = page.read_text()
+        for script in re.findall(r"\bsh ([\w/]+\.sh)", text):
+            assert (ROOT / script).is_file(), f"{page.name}: {script}"
+        for names in re.findall(r"(?:dossr-jax|\.)\[([a-z,]+)\]", text):
+            assert set(names.split(",")) <= extras, f"{page.name}: {names}"
+
+
+def test_links_between_files_of_the_repository_resolve():
+    """Those of docs/ to each other, with their anchors, are checked when the site is built."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_documented_configurations_exist():
