@@ -139,7 +139,7 @@ def test_scripts_and_extras_that_the_pages_name_exist():
         text = page.read_text()
         for script in re.findall(r"\bsh ([\w/]+\.sh)", text):
             assert (ROOT / script).is_file(), f"{page.name}: {script}"
-        for names in re.findall(r"(?:dossr-jax|\.)\[([a-z,]+)\]", text):
+        for names in re.findall(r"(?:dossr-jax|\.)\[([a-z0-9,-]+)\]", text):
             assert set(names.split(",")) <= extras, f"{page.name}: {names}"
 
 

@@ -136,12 +136,19 @@ def test_lr_images_and_their_scores(run):
 @pytest.mark.slow
 def test_networks_of_diffusers_there_back_and_sampled(run):
     import torch
-    from helpers.diffusers_modules import WIDTH, make_text, make_unet, make_vae
+    from diffusers import AutoencoderKL
+    from helpers.diffusers_modules import WIDTH, make_text, make_unet
 
     from dossr_jax import convert
 
     torch.manual_seed(0)
-    unet, vae, text = make_unet().eval(), make_vae().eval(), make_text()
+    unet, text = make_unet().eval(), make_text()
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 16),  # latents of a quarter
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+    ).eval()
     rrdb = randomised(lambda rngs: RRDBNet(TINY.rrdb, rngs=rngs))
     pipeline = type("Pipeline", (), {"unet": unet, "vae": vae, "text_encoder": text})
     after = run("docs/porting.md:1", unet=unet, vae=vae, pipeline=pipeline, rrdb=rrdb)
