@@ -43,7 +43,13 @@ def upscaler():
 def run(upscaler, tmp_path, monkeypatch):
     """Function (block, **variables) -> the variables after it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Upscaler, "from_pretrained", lambda name: upscaler)
+    signature = inspect.signature(Upscaler.from_pretrained)
+
+    def from_pretrained(*args, **options):
+        signature.bind(*args, **options)
+        return upscaler
+
+    monkeypatch.setattr(Upscaler, "from_pretrained", from_pretrained)
     for name in ("photo.jpg", "a.png", "b.png"):
         save(tmp_path / name, picture(12, 16))
 
@@ -68,6 +74,10 @@ def test_blocks_that_restore_a_photo(run):
     assert Path("large.png").exists() and Path("photo_large.jpg").exists()
     assert run("docs/quickstart.md:0")["large"].shape == (24, 32, 3)
     assert len(run("docs/fidelity.md:0")["steps"]) == 3
+
+
+def test_programs_are_kept_when_asked_for(run, upscaler):
+    assert run("docs/startup.md:0")["upscaler"] is upscaler
 
 
 def test_the_solver_by_itself(run):
