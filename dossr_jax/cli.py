@@ -17,13 +17,13 @@ from dossr_jax.engines import Engine
 from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.folder import preview
 from dossr_jax.folder.finding import Found, Problems, find
-from dossr_jax.folder.manifest import NAME, Manifest, Parameters
-from dossr_jax.folder.model import hash_of_model
+from dossr_jax.folder.manifest import NAME, Manifest
+from dossr_jax.folder.model import hash_of_model, name_of_model
 from dossr_jax.folder.naming import SAME, Naming, name_results
 from dossr_jax.folder.planning import Task, check_room, plan, seconds_per_pixel
 from dossr_jax.folder.progress import Outcome
 from dossr_jax.folder.report import write_report
-from dossr_jax.folder.run import STAGES, Job, Writing
+from dossr_jax.folder.run import STAGES, Job, Writing, make_parameters
 from dossr_jax.pipeline import Settings
 
 _EXAMPLES = f"""\
@@ -149,7 +149,8 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
     begin = time.perf_counter()
     settings = engine.prepare(args, request.fields)
     loaded = time.perf_counter() - begin
-    parameters = _parameters(settings, args, request.hashes)
+    writing = Writing(args.quality, args.strip_metadata, args.record)
+    parameters = make_parameters(settings, args, args.model, request.hashes, writing)
     tasks = plan(
         request.found.inputs,
         request.names,
@@ -170,7 +171,6 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
     for task in tasks:
         if task.action == "kept":
             print(f"{task.input.path}: kept, {task.reason} (--overwrite replaces it)")
-    writing = Writing(args.quality, args.strip_metadata, args.record)
     job = Job(args.output, settings, parameters, writing)
     folders = {(args.output / task.target).parent for task in tasks}
     with manifest.writing({args.output, *folders}):
@@ -228,35 +228,14 @@ def _check_report(args: argparse.Namespace) -> None:
     files.check_folder(args.report.parent)
 
 
-def _name_of(model: str) -> str:
-    return Path(model).name.removesuffix(".safetensors")
-
-
 def _naming(args: argparse.Namespace, fields: dict[str, Any]) -> Naming:
     suffix = (args.suffix or "").replace("{", "{{").replace("}", "}}")
     values = {
         "scale": f"{fields.get('scale', Settings.scale):g}",
         "seed": str(fields.get("seed", Settings.seed)),
-        "model": _name_of(args.model),
+        "model": name_of_model(args.model),
     }
     return Naming(args.name or f"{{stem}}{suffix}", args.format, values)
-
-
-def _parameters(settings: Settings, args: argparse.Namespace, hashes: dict[str, str]) -> Parameters:
-    """All that changes a result, without what is for memory and speed."""
-    values = dataclasses.asdict(settings)
-    sampler = values.pop("sampler")
-    del values["batch_size"]
-    values = {
-        **values,
-        **(sampler if settings.diffuse else {}),
-        "dtype": args.dtype,
-        "preprocessor": hashes.get(args.preprocessor),
-        "quality": args.quality,
-        "strip_metadata": args.strip_metadata,
-        "record": args.record,
-    }
-    return Parameters(_name_of(args.model), hashes[args.model], values)
 
 
 def _summary(outcome: Outcome, tasks: Sequence[Task], output: Path) -> str:

@@ -33,17 +33,17 @@ _PICTURE = (
 
 
 def add_options(
-    parser: argparse.ArgumentParser, *, default_model: str | None, several: bool = False
+    parser: argparse.ArgumentParser, *, default_model: str | None, several: str | None = None
 ) -> None:
     """Flags for :func:`load`, and for the fields of Settings and of its sampler.
 
-    `several`: --model may be repeated, and gives a list.
+    `several`: --model may be repeated and gives a list, None by default; what for.
     """
-    more = ", a row each where it is repeated" if several else ""
+    more = f", {several} where it is repeated" if several else ""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        default=default_model,
+        default=None if several else default_model,
         action="append" if several else "store",
         help=f"{', '.join(MODELS)} (installed with the package; the last two are fast and without "
         "diffusion, for photos and for drawings), or a file or folder that "

@@ -131,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=3,
         help="timed runs of the first image for the latency, 0 for none (default: %(default)s)",
     )
-    options.add_options(parser, default_model=None, several=True)
+    options.add_options(parser, default_model=None, several="a row each")
     return parser
 
 

@@ -44,6 +44,11 @@ def hash_of_model(name_or_path: str) -> str:
         raise UserError(f"{path}: no such model ({reason}); see --model in --help") from error
 
 
+def name_of_model(name_or_path: str) -> str:
+    """By which names of results and their metadata call it."""
+    return Path(name_or_path).name.removesuffix(".safetensors")
+
+
 def _hash_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())

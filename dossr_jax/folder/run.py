@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,7 @@ from dossr_jax import files
 from dossr_jax.errors import UserError
 from dossr_jax.files import Metadata, Photo
 from dossr_jax.folder.manifest import Content, Parameters, Record, content_of
+from dossr_jax.folder.model import name_of_model
 from dossr_jax.folder.planning import Task, relative_to
 from dossr_jax.pipeline import RestoredPhoto, Settings, restore_photos
 
@@ -40,6 +42,33 @@ class Writing:
     quality: int | None = None
     strip: bool = False
     record: bool = True
+
+
+def make_parameters(
+    settings: Settings,
+    args: argparse.Namespace,
+    model: str,
+    hashes: Mapping[str, str],
+    writing: Writing,
+) -> Parameters:
+    """All that changes a result, without what is for memory and speed.
+
+    Args:
+      args: options of dossr_jax.options. model: which of theirs. hashes: of models by name.
+    """
+    values = dataclasses.asdict(settings)
+    sampler = values.pop("sampler")
+    del values["batch_size"]
+    values = {
+        **values,
+        **(sampler if settings.diffuse else {}),
+        "dtype": args.dtype,
+        "preprocessor": hashes.get(args.preprocessor),
+        "quality": writing.quality,
+        "strip_metadata": writing.strip,
+        "record": writing.record,
+    }
+    return Parameters(name_of_model(model), hashes[model], values)
 
 
 @dataclasses.dataclass(frozen=True)
