@@ -7,7 +7,7 @@ from dossr_jax.pipeline.settings import DEFAULT_TILE, MODELS, Settings, make_set
 
 if TYPE_CHECKING:
     from dossr_jax.pipeline.stream import Restored
-    from dossr_jax.pipeline.upscaler import DTYPES, Upscaler
+    from dossr_jax.pipeline.upscaler import DTYPES, Stages, Upscaler
 
 __all__ = [
     "DEFAULT_TILE",
@@ -16,6 +16,7 @@ __all__ = [
     "Restored",
     "RestoredPhoto",
     "Settings",
+    "Stages",
     "Upscaler",
     "make_settings",
     "restore_photos",
@@ -24,7 +25,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # On demand: options and `--help` need no networks.
-    if name not in ("DTYPES", "Restored", "Upscaler"):
+    if name not in ("DTYPES", "Restored", "Stages", "Upscaler"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dossr_jax.pipeline import upscaler
 

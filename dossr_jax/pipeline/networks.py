@@ -56,7 +56,7 @@ class Networks:
 
     Attributes:
       limits: what fits into their memory, as far as it is known; the one thing that changes.
-      loading: the weights.
+      loading: the weights. everywhere: how what all devices have is placed.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Networks:
         self._device = devices[0]
         mesh = Mesh(np.array(devices), ("data",))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
         self._programs = programs if len(devices) == 1 else None
-        self.loading = Loading(model, fill, self._everywhere)
+        self.loading = Loading(model, fill, self.everywhere)
         self._known: set[Any] = set()
 
     def at_a_time(self, batch_size: int | str) -> tuple[float, float]:
@@ -114,7 +114,7 @@ class Networks:
     def start(self, call: Call, placed: Placed) -> Any:
         """Begin to restore what was placed; nothing is waited for but the weights."""
         state = self.loading.state()
-        controls = jax.device_put(call.controls(), self._everywhere)
+        controls = jax.device_put(call.controls(), self.everywhere)
         restored = placed.program(state, *placed.batch, controls, *placed.parts)
         return Images(*restored) if isinstance(restored, tuple) else restored
 
@@ -128,7 +128,7 @@ class Networks:
 
     def _arguments(self, call: Call, placed: Placed) -> tuple[Any, ...]:
         """Of the program, with shapes in place of the weights."""
-        controls = shapes_of(call.controls(), self._everywhere)
+        controls = shapes_of(call.controls(), self.everywhere)
         return self.loading.shapes, *placed.batch, controls, *placed.parts
 
     def _placed(self, call: Call, work: Work) -> Placed:
@@ -156,10 +156,10 @@ class Networks:
         )
         # Of a tiled batch every device has all images and shares the tiles; of others, the images.
         lr, size, noise = jax.device_put(
-            (batch.lr, batch.size, noise), self._everywhere if canvas.tiled else self._split
+            (batch.lr, batch.size, noise), self.everywhere if canvas.tiled else self._split
         )
         tiles, count, table, *parts = jax.device_put(
-            (batch.tiles, batch.count, call.table, owned, whole), self._everywhere
+            (batch.tiles, batch.count, call.table, owned, whole), self.everywhere
         )
         program = functools.partial(restore, self.loading.graphdef, layout)
         return Placed(program, layout, (lr, size, tiles, count, noise, table), (parts[0], parts[1]))

@@ -19,7 +19,7 @@ from dossr_jax.config import MAX_STEPS, LatentConfig
 from dossr_jax.convert.reading import prepare, replace_pre_restorer
 from dossr_jax.diffusion.solver import SolverTable, cast, pad_table
 from dossr_jax.errors import UserError
-from dossr_jax.method import Controls
+from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.pipeline.buckets import Buckets
 from dossr_jax.pipeline.limits import Limits
 from dossr_jax.pipeline.networks import Call, Networks
@@ -35,8 +35,10 @@ from dossr_jax.pipeline.settings import (
     check_settings,
     make_settings,
 )
+from dossr_jax.pipeline.steps import Stages, as_stages, run_stages
 from dossr_jax.pipeline.stream import Restored, Stream
 from dossr_jax.programs import Programs, Stored, about, folder_for
+from dossr_jax.restore import Layout
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
@@ -231,6 +233,32 @@ class Upscaler:
           UserError: settings that this model or these images cannot have.
         """
         yield from Stream(self._networks, self._call(settings, stages), sizes).run(images)
+
+    def stages(self, image: np.ndarray, settings: Settings) -> Stages:
+        """What becomes of a small image on the way, at four times its size.
+
+        Args:
+          image: uint8 or uint16 (h, w, 3). It runs without tiles, so that memory limits it.
+
+        Raises:
+          UserError: a prompt that this model cannot have.
+        """
+        buckets, loading = self._networks.limits.buckets, self._networks.loading
+        state = loading.state()
+        batch = buckets.arrange(buckets.canvas(*image.shape[:2]), [image], 1)
+        layout = Layout(
+            unit=buckets.unit,
+            color_fix=settings.sampler.color_fix,
+            guided=self.system.guided(settings),
+            truncate=settings.truncate,
+            diffuse=settings.diffuse,
+        )
+        table, noise = self._table(settings), KeyNoise.of_seeds([settings.seed_of(0)])
+        inputs = batch.lr[:1], batch.size[:1], noise, table, self._controls(settings)
+        placed = jax.device_put(inputs, self._networks.everywhere)
+        pictures = run_stages(loading.graphdef, layout, state, *placed)
+        steps = settings.sampler.steps if table else 0
+        return as_stages(pictures, image.shape[0], image.shape[1], steps)
 
     def kind(self, height: int, width: int) -> Hashable:
         """What images have in common that can run together, by their size."""
