@@ -76,6 +76,7 @@ evaluate = functools.partial(launch, "dossr_jax.evaluate.__main__")
 export = functools.partial(launch, "dossr_jax.export")
 crosscheck = functools.partial(launch, "dossr_jax.crosscheck")
 ray = functools.partial(launch, "dossr_jax.ray.__main__")
+web = functools.partial(launch, "dossr_jax.web.__main__")
 
 
 def command_line(stopped: str) -> Callable[[Callable[..., int]], Callable[..., int]]:

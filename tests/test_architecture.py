@@ -177,6 +177,18 @@ ALLOWED = {
         "together",
     },
     "ray": {"cli", "commands", "config", "engines", "errors", "folder", "pipeline"},
+    "web": {
+        "commands",
+        "config",
+        "errors",
+        "files",
+        "folder",
+        "image_io",
+        "options",
+        "pipeline",
+        "systems",
+        "temporary",
+    },
     "__init__": {"errors", "pipeline"},
 }
 OPTIONAL = (
