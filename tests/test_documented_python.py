@@ -4,8 +4,9 @@ Each runs in a folder of its own that holds the files it names, in small, and wi
 that the text around it takes for granted. Models are small ones of random weights under the names
 in the block, so what is tested is that the calls exist and fit together. One block needs a Ray
 cluster: its imports are made, and its calls matched with the signatures of what they call
-(`test_clusters.py` runs such a data set). The stage of training.md is in
-`test_stage_of_ones_own.py`, which trains it.
+(`test_clusters.py` runs such a data set). The stage and the example of
+training.md are in `test_stage_of_ones_own.py` and `test_fit.py`, which train them; clients as in
+web.md are those of `test_web_server.py`.
 """
 
 import ast
@@ -30,7 +31,7 @@ BLOCKS = {
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S))
 }
-ELSEWHERE = {"docs/training.md:0"}
+ELSEWHERE = {"docs/training.md:0", "docs/training.md:1", "docs/web.md:0"}
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "one_torch_thread")
 
 
@@ -87,7 +88,7 @@ def test_the_solver_by_itself(run):
 def test_batches_of_training_data(run):
     for name in names_for("train", 2) + names_for("validation", 1):
         save(Path("photos") / name, picture(200, 200))
-    batch = run("docs/data.md:1")["batch"]
+    batch = run("docs/data.md:2")["batch"]
     assert batch["hr"].shape == (16, 128, 128, 3) and batch["id"].shape == (16,)
 
 
@@ -98,7 +99,8 @@ def test_a_prepared_data_set_is_read_by_tfds(run):
     for name in names_for("train", 2) + names_for("validation", 1):
         save(Path("photos") / name, picture(256, 256))
     assert main(["photos", "DATA", "--tile", "256", "--workers", "1"]) == 0
-    assert run("docs/data.md:0")["tiles"][0]["hr"].shape == (256, 256, 3)
+    for block in ("docs/data.md:0", "docs/data.md:1"):
+        assert run(block)["tiles"][0]["hr"].shape == (256, 256, 3)
 
 
 def test_a_checkpoint_of_the_release(run, golden_dir, golden):

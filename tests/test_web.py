@@ -329,7 +329,7 @@ def test_stages_are_those_of_the_result_for_any_number_of_steps(models):
     upscaler, image = models.load("tiny"), picture(20, 30)
     for count in (2, 3):
         settings = models.settings("tiny", steps=count, final_denoise=True, seed=count)
-        ((_, restored),) = upscaler.stream([(0, image)], settings)
+        ((_, restored),) = upscaler.stream([(0, image)], settings, stages=True)
         found = upscaler.stages(image, settings)
         assert len(found.steps) == count
         for one, other in [

@@ -105,7 +105,7 @@ class Queue:
         places = {}
         for canvas, count in counts.items():
             batches = -(-count // self._capacity(canvas))
-            places[canvas] = -(-count // batches)
+            places[canvas] = self._filled(canvas, -(-count // batches))
         return merged, places
 
     def _blocks_of(self, height: int, width: int) -> list[Block]:
@@ -122,6 +122,10 @@ class Queue:
         most = self._networks.at_a_time(self._settings.batch_size)
         return self._networks.limits.buckets.capacity(canvas, *most)
 
+    def _filled(self, canvas: Canvas, images: int) -> int:
+        """Places for so many: powers of two are few, and found again among stored programs."""
+        return min(1 << (images - 1).bit_length(), self._capacity(canvas))
+
     def _most(self, canvas: Canvas) -> int:
         """Images of a class that run together."""
         capacity = self._capacity(canvas)
@@ -133,9 +137,9 @@ class Queue:
         if len(jobs) > capacity:  # It was more before memory turned out to be short.
             self._waiting[kind] = jobs[capacity:]
             jobs = jobs[:capacity]
-        # A program that is there is used with places to spare; others have a power of two of them.
+        # A program that is there is used with places to spare.
         if not len(jobs) <= self._places.get(canvas, 0) <= capacity:
-            self._places[canvas] = min(1 << (len(jobs) - 1).bit_length(), capacity)
+            self._places[canvas] = self._filled(canvas, len(jobs))
         return self._work(canvas, jobs, self._places[canvas])
 
     def _work(self, canvas: Canvas, jobs: Sequence[Job], places: int) -> Work:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -26,7 +25,7 @@ from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, make_settings
 from dossr_jax.programs import shapes_of
-from dossr_jax.restore import Layout, restore
+from dossr_jax.restore import Layout, restore, split
 from dossr_jax.training.state import abstract_run
 from dossr_jax.training.step import make_train_step
 
@@ -120,7 +119,7 @@ def restore_program(
     system = systems.system_of(config)
     mesh = Mesh(np.array(devices), ("data",))
     abstract = systems.abstract_model(config, dtype=DTYPES[dtype], param_dtype=DTYPES[dtype])
-    graphdef, state = nnx.split(abstract)
+    graphdef, state = split(abstract)
     settings = make_settings(system.sampler(config))
     table, controls = None, None
     if system.table is not None:
