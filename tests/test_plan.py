@@ -198,7 +198,11 @@ def test_the_restoring_program_planned_is_the_one_that_runs(monkeypatch):
         calls.append(arguments)
         raise Called
 
-    monkeypatch.setattr(pipeline.networks, "restore", SimpleNamespace(lower=record))
+    def program(*arguments):
+        raise AssertionError("it is compiled first")
+
+    program.lower = record
+    monkeypatch.setattr(pipeline.networks, "restore", program)
     with pytest.raises(Called):
         pictures = [np.zeros((128, 128, 3), np.uint8)] * 2
         pipeline.Upscaler(tiny_model()).restore(pictures, batch_size=2)
