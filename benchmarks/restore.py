@@ -108,7 +108,8 @@ def make_arguments(model: Any, images: np.ndarray) -> tuple[Any, ...]:
                 controls, context=contexts[0], negative_context=contexts[1]
             )
     sizes = np.array([image.shape[:2] for image in images], np.int32)
-    noise = KeyNoise(jax.vmap(jax.random.key)(np.full(len(images), _SEED, np.uint32)))
+    keys = jax.vmap(jax.random.key)(np.full(len(images), _SEED, np.uint32))
+    noise = KeyNoise(keys, np.zeros((len(images), 2), np.int32))
     tiles, count = np.zeros((0, 3), np.int32), np.int32(0)
     return jax.device_put(
         (nnx.state(model), images, sizes, tiles, count, noise, table, controls), jax.devices()[0]

@@ -76,7 +76,7 @@ def make_ours(
     settings = upscaler.settings(seed=_SEED, batch_size=setup.batch)
 
     def restore() -> list[np.ndarray]:
-        results = dict(upscaler.stream(enumerate(images), settings))
+        results = dict(upscaler.stream(enumerate(images), settings, stages=True))
         ordered = [results[i] for i in range(len(images))]
         return [
             np.stack([getattr(r, name) for r in ordered])

@@ -124,7 +124,9 @@ def test_the_texts_name_every_program():
 
 def test_shell_blocks_hold_our_commands_and_a_few_of_others():
     """So that no command of ours goes unread because it is written in another way."""
-    others = re.compile(r"(pip|ray|mkdocs|git|bash|sh|srun|gcloud|export|tensorboard) |[$]?#|\)?$")
+    others = re.compile(
+        r"(pip|ray|tfds|mkdocs|git|bash|sh|srun|gcloud|export|tensorboard) |[$]?#|\)?$"
+    )
     for page in PAGES:
         for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), flags=re.S):
             for line in join_lines(block).splitlines():

@@ -158,7 +158,7 @@ def test_remedies_name_what_can_still_be_changed():
     state = {"parameters": 1e9}
     report = make_report(16, False, arguments=state)
     ways = text.remedy(report, {"remat": "dots", "fsdp": 2})
-    assert "parallel.remat=full" in ways and "--batch 8" in ways and "parallel.fsdp=4" in ways
+    assert "parallel.remat full" in ways and "--batch 8" in ways and "parallel.fsdp 4" in ways
     report = make_report(4, False, arguments=state)
     assert "--batch" not in text.remedy(report, {"remat": "full", "fsdp": 4})
 

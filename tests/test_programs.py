@@ -167,6 +167,7 @@ def test_the_oldest_programs_go_first(tmp_path):
 
 
 def test_programs_for_other_platforms_need_none_of_them(model, tmp_path, capsys):
+    jax.clear_caches()  # as in the command's process: what was traced before names its sources
     flags = "--platform", "cuda", "tpu", "--dtype", "bfloat16", "--bits", "16"
     assert run_export(model, tmp_path, *flags) == 0
     stored = [files.read_program(path) for path in sorted(tmp_path.iterdir())]
@@ -174,7 +175,8 @@ def test_programs_for_other_platforms_need_none_of_them(model, tmp_path, capsys)
     for one in stored:
         program = jax.export.deserialize(bytearray(one.data))
         assert program.platforms == (one.description["platform"],) and program.nr_devices == 1
-        assert b".py" not in one.data  # nor where the sources lie on this machine
+        i = one.data.find(b".py")
+        assert i < 0, one.data[max(0, i - 60) : i + 20]  # nor where the sources lie here
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "attention of" in lines[0]
 

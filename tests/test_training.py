@@ -175,7 +175,7 @@ def test_training_samples_what_the_command_restores(monkeypatch):
     shown = jax.random.uniform(jax.random.key(1), (1, 12, 12, 3))
     lr = jnp.round(255 * shown)
     monkeypatch.setattr(
-        method, "batch_position_noise", lambda keys, *shape: jnp.zeros((len(keys), *shape))
+        method, "batch_position_noise", lambda keys, *shape, origin: jnp.zeros((len(keys), *shape))
     )
     inputs = Inputs(jnp.zeros((1, 48, 48, 3)), lr / 255, jax.random.split(KEY, 1))
     size = jnp.array([[12, 12]], jnp.int32)

@@ -58,7 +58,10 @@ def blocks_of(height: int, width: int, side: int) -> list[Block]:
 
 def _spans(length: int, most: int) -> Iterator[tuple[int, int, int]]:
     """(start, length, length without what the next has) of overlapping parts, about equal."""
-    rest = max(1, length - MARGIN)
+    if length <= most:
+        yield 0, length, length
+        return
+    rest = length - MARGIN
     step = math.ceil(rest / math.ceil(rest / (most - MARGIN)) / AREA) * AREA
     for start in range(0, rest, step):
         left = length - start
