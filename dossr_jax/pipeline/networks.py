@@ -91,7 +91,7 @@ class Networks:
             return placed
         shapes = self._arguments(call, placed)
         ready = self._programs.ready(NAME, placed.program, placed.layout, shapes)
-        return placed._replace(program=ready)
+        return placed._replace(program=ready) if isinstance(ready, Loaded) else placed
 
     def needed_memory(self, call: Call, work: Work, placed: Placed) -> int:
         """Bytes that the program of a batch takes; it is compiled. 0 where it was asked before."""
