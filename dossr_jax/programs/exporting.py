@@ -39,7 +39,7 @@ def export_program(
     def flat(*leaves: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(function(*jax.tree.unflatten(tree, leaves)))
 
-    with _no_paths():
+    with _no_sources():
         exported = jax.export.export(
             jax.jit(flat),
             platforms=[platform],
@@ -93,12 +93,17 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _no_paths() -> Iterator[None]:
-    """Names of source files, which are those of this machine, stay out of a program."""
-    name = "jax_hlo_source_file_canonicalization_regex"
-    before = getattr(jax.config, name)
-    jax.config.update(name, ".*")
+def _no_sources() -> Iterator[None]:
+    """Files and functions that called, which are those of this machine, stay out of a program."""
+    settings = {
+        "jax_hlo_source_file_canonicalization_regex": ".*",
+        "jax_traceback_in_locations_limit": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     try:
         yield
     finally:
-        jax.config.update(name, before)
+        for name, value in before.items():
+            jax.config.update(name, value)
