@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.model,
         dtype=args.dtype,
         preprocessor=args.preprocessor,
-        tile=None if args.tile == "auto" else args.tile,
+        tile=args.tile,
         devices=jax.local_devices()[:1],
         wait=False,
     )

@@ -29,16 +29,15 @@ def weight_formats(state: Any, sharding: Sharding) -> Any:
     Elsewhere than on GPUs that is the sharding alone. There the kernels of convolutions lie as
     cuDNN wants them; otherwise every run would transpose all of them, and hold them twice.
     """
-    on_gpu = next(iter(sharding.device_set)).platform in _NAMES
-
-    def format_of(leaf: Any) -> Any:
-        # Of what a network has, only kernels of convolutions have four axes.
-        return Format(Layout(_OUTPUT_FIRST), sharding) if on_gpu and leaf.ndim == 4 else sharding
-
-    return jax.tree.map(format_of, state)
+    kernels = Format(Layout(_OUTPUT_FIRST), sharding)
+    return jax.tree.map(lambda leaf: kernels if _laid_out(leaf, sharding) else sharding, state)
 
 
 def place_of(leaf: Any) -> Any:
     """Where an array, or a shape that is placed, lies; on GPUs with its layout."""
-    on_gpu = next(iter(leaf.sharding.device_set)).platform in _NAMES
-    return leaf.format if on_gpu and leaf.ndim == 4 else leaf.sharding
+    return leaf.format if _laid_out(leaf, leaf.sharding) else leaf.sharding
+
+
+def _laid_out(leaf: Any, sharding: Sharding) -> bool:
+    """Whether it has a layout of its own: of what a network has, kernels of convolutions do."""
+    return leaf.ndim == 4 and next(iter(sharding.device_set)).platform in _NAMES

@@ -116,14 +116,13 @@ def add_tile_option(group: Any) -> None:
     group.add_argument(
         "--tile",
         type=_number_or_auto,
-        default="auto",
         help="side of a tile in pixels of the fourfold image, 0 for none; auto: "
-        f"{DEFAULT_TILE}, or less where memory is short (default: %(default)s)",
+        f"{DEFAULT_TILE}, or less where memory is short (default: auto)",
     )
 
 
-def _number_or_auto(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+def _number_or_auto(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
 _number_or_auto.__name__ = "number"  # in argparse's message
@@ -184,7 +183,7 @@ def load(
         args.model if model is None else model,
         dtype=args.dtype,
         preprocessor=args.preprocessor if preprocessor is None else preprocessor,
-        tile=None if args.tile == "auto" else args.tile,
+        tile=args.tile,
         tokenizer_dir=args.tokenizer,
         programs=args.programs,
         keep=keep,

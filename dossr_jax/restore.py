@@ -157,10 +157,10 @@ def restore(
             out_px=out_px,
             out_channels=channels,
             batch=layout.tile_batch,
-            constrain=split,
+            constrain=share,
         )
 
-    def split(batch: Array) -> Array:
+    def share(batch: Array) -> Array:
         if layout.shard is None:
             return batch
         return jax.lax.with_sharding_constraint(batch, layout.shard)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from helpers.models import TINY, tiny_model
 
-from dossr_jax.models import layers, rrdbnet
+from dossr_jax.models import convolution, rrdbnet
 from dossr_jax.models.layers import Factory
 
 
@@ -19,14 +19,14 @@ def make(dtype):
     return Factory(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("form", [layers._convolve_phases, layers._convolve_among_zeros])
+@pytest.mark.parametrize("form", [convolution._convolve_phases, convolution._convolve_among_zeros])
 # Few pixels, which are enlarged first, and enough for kernels of their own.
 @pytest.mark.parametrize("sides", [(1, 2), (5, 7)])
 def test_enlarging_convolution_is_one_after_nearest_neighbours(monkeypatch, form, sides):
     with jax.enable_x64():
         conv = make("float64").up_conv(3, 4)
         conv.bias[...] = draw(4, dtype="float64")
-        monkeypatch.setattr(layers, "_convolve_phases", form)  # what a CPU runs
+        monkeypatch.setattr(convolution, "_convolve_phases", form)  # what a CPU runs
         x = draw(2, *sides, 3, dtype="float64")
         enlarged = x.repeat(2, axis=1).repeat(2, axis=2)
         plain = nnx.Conv.__call__(conv, enlarged)

@@ -1,4 +1,4 @@
-"""Solvers as tables: coefficients in float64 on the host, then one `lax.scan`.
+"""Solvers as tables: coefficients in float64 on the host, then one loop on the device.
 
 In the y-view (docs/method.md) the state is y = x0 + lam eps and the network's input is
 x = m y + shift x_lr with m = alpha (1 - eta), shift = alpha eta. Every solver here is one row

@@ -12,7 +12,8 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import UPSCALE, RRDBConfig
-from dossr_jax.models.layers import Factory, LayerOptions, add_bias, space_to_depth, value
+from dossr_jax.models.convolution import DIMENSIONS, add_bias, value
+from dossr_jax.models.layers import Factory, LayerOptions, space_to_depth
 
 _SLOPE = 0.2
 _RESIDUAL_SCALE = 0.2
@@ -57,8 +58,7 @@ def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
     """3x3 convolution of the first channels, as many as the kernel has; the others are zero."""
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, x.shape[-1] - kernel.shape[2]), (0, 0)))
     window = (1, 1), ((1, 1), (1, 1))
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    out = jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=dimensions)
+    out = jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=DIMENSIONS)
     return add_bias(out, bias)
 
 

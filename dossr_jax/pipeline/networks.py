@@ -83,6 +83,16 @@ class Networks:
         """Images, and pixels of them, that run together."""
         return self.limits.at_a_time(batch_size, self._device.platform)
 
+    def layout(self, settings: Settings, **more: Any) -> Layout:
+        """What a program depends on by the settings, and `more`: fields of Layout."""
+        return Layout(
+            color_fix=settings.sampler.color_fix,
+            guided=self.system.guided(settings),
+            truncate=settings.truncate,
+            diffuse=settings.diffuse,
+            **more,
+        )
+
     def place(self, call: Call, work: Work) -> Placed:
         """Put the images of a batch on the devices; the weights may still be on their way."""
         self.loading.start()
@@ -132,7 +142,7 @@ class Networks:
         return self.loading.shapes, *placed.batch, controls, *placed.parts
 
     def _placed(self, call: Call, work: Work) -> Placed:
-        settings, buckets, canvas = call.settings, work.limits.buckets, work.canvas
+        buckets, canvas = work.limits.buckets, work.canvas
         batch = buckets.arrange(canvas, work.images, work.places)
         seeds = [job.seed for job in work.jobs] + [0] * (work.places - len(work.jobs))
         part = work.part
@@ -144,13 +154,10 @@ class Networks:
             owned = np.array([part.block.owned], np.int32)
         elif part is not None and part.of.moments is not None:
             whole = part.of.moments[None]
-        layout = Layout(
+        layout = self.layout(
+            call.settings,
             **buckets.tiling(canvas),
             tile_batch=work.tile_batch,
-            color_fix=settings.sampler.color_fix,
-            guided=self.system.guided(settings),
-            truncate=settings.truncate,
-            diffuse=settings.diffuse,
             stages=call.stages and part is None,
             shard=self._split if canvas.tiled and self.limits.devices > 1 else None,
         )

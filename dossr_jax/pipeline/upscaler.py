@@ -38,7 +38,6 @@ from dossr_jax.pipeline.settings import (
 from dossr_jax.pipeline.steps import Stages, as_stages, run_stages
 from dossr_jax.pipeline.stream import Restored, Stream
 from dossr_jax.programs import Programs, Stored, about, folder_for
-from dossr_jax.restore import Layout
 from dossr_jax.systems import system_of
 from dossr_jax.systems.rrdb import PACKAGED
 from dossr_jax.systems.rrdb import preprocessor as make_preprocessor
@@ -246,13 +245,7 @@ class Upscaler:
         buckets, loading = self._networks.limits.buckets, self._networks.loading
         state = loading.state()
         batch = buckets.arrange(buckets.canvas(*image.shape[:2]), [image], 1)
-        layout = Layout(
-            unit=buckets.unit,
-            color_fix=settings.sampler.color_fix,
-            guided=self.system.guided(settings),
-            truncate=settings.truncate,
-            diffuse=settings.diffuse,
-        )
+        layout = self._networks.layout(settings, unit=buckets.unit)
         table, noise = self._table(settings), KeyNoise.of_seeds([settings.seed_of(0)])
         inputs = batch.lr[:1], batch.size[:1], noise, table, self._controls(settings)
         placed = jax.device_put(inputs, self._networks.everywhere)

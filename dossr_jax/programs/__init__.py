@@ -5,7 +5,7 @@ of what XLA compiled, a start neither traces nor compiles. Nothing in it is run 
 """
 
 from dossr_jax.programs.calling import Loaded, Programs, folder_for, shapes_of
-from dossr_jax.programs.description import about, argument_lines, code_hash, describe
+from dossr_jax.programs.description import about, code_hash, describe
 from dossr_jax.programs.exporting import export_program
 from dossr_jax.programs.files import Stored, read_program, write_program
 
@@ -14,7 +14,6 @@ __all__ = [
     "Programs",
     "Stored",
     "about",
-    "argument_lines",
     "code_hash",
     "describe",
     "export_program",

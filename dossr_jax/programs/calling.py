@@ -84,12 +84,12 @@ class Programs:
         """`function` for these arguments (arrays or shapes), compiled if it is stored or kept.
 
         It must be jitted and return a tuple of arrays. `name` and `layout` tell what it is besides
-        the model's.
+        the model's, whose weights, always the same, are the first argument.
 
         Raises:
           UserError: an exported program that is damaged.
         """
-        signature = (name, layout, *argument_lines(arguments))
+        signature = (name, layout, *argument_lines(arguments[1:]))
         if signature not in self._ready:
             self._ready[signature] = self._make(name, function, layout, arguments)
         return self._ready[signature]

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.image import valid_part
+from dossr_jax.models.convolution import DIMENSIONS
 from dossr_jax.models.layers import Dtype, Factory, LayerOptions, depth_to_space
 from dossr_jax.systems.dasr.config import DASRConfig
 
@@ -114,7 +115,7 @@ class ExpertConv(nnx.Module):
 def _convolve(x: Array, kernel: Array) -> Array:
     """x (h, w, c_in), kernel (3, 3, c_in, c_out) -> (h, w, c_out)."""
     convolved = jax.lax.conv_general_dilated(
-        x[None], kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x[None], kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=DIMENSIONS
     )
     return convolved[0]
 
