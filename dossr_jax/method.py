@@ -18,13 +18,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from dossr_jax.config import LatentConfig
+from dossr_jax.config import UPSCALE, LatentConfig
 from dossr_jax.config.sampler import ColorFix, Prediction
 from dossr_jax.diffusion import process, solver
 from dossr_jax.draws import Draw
 from dossr_jax.image import batch_position_noise, color_fix
 from dossr_jax.models.dossr import ControlledModel
-from dossr_jax.models.rrdbnet import UPSCALE
 
 Image = Float[Array, "b h w c"]
 Latent = Float[Array, "b lh lw z"]
@@ -299,6 +298,7 @@ def restore_images(
     controls: Controls,
     noise: Noise,
     fix: ColorFix,
+    factor: int = UPSCALE,
     guided: bool = False,
     keep_path: bool = False,
     gradient_steps: int | None = None,
@@ -309,8 +309,9 @@ def restore_images(
 
     Args:
       model: networks of DoSSR, or of the kind that `predictor` takes.
-      pre: pre-restored images (b, 4h, 4w, 3) in [0, 1], float32 or float64.
+      pre: pre-restored images (b, H, W, 3) in [0, 1], float32 or float64.
       size: valid part of every LR canvas, int32 (b, 2).
+      factor: pixels of `pre` per pixel of the LR canvas.
       keep_path: keep every step of the solver.
       gradient_steps: as in :func:`dossr_jax.diffusion.solver.sample`, without keep_path.
     """
@@ -332,5 +333,5 @@ def restore_images(
         gradient_steps=gradient_steps,
     )
     decoded, image = decode_latents(model, latents, condition.x_lr, pre, fix, apply=apply)
-    result = color_fix(fix, image, pre, UPSCALE * size)
+    result = color_fix(fix, image, pre, factor * size)
     return Restoration(pre, decoded, result, condition, latents, path)

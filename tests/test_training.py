@@ -264,9 +264,9 @@ def test_another_architecture_is_refused(tmp_path):
         begin("rrdb", tmp_path / "m", model=other)
 
 
-def test_presets_must_fit_the_pre_restorer():
+def test_presets_must_fit_the_models_enlargement():
     data = dataclasses.replace(make_config("rrdb").data, presets=("denoise",))
-    with pytest.raises(UserError, match="model.rrdb.scale 1"):
+    with pytest.raises(UserError, match="denoise reduce by 1, DoSSR enlarges by 4; choose presets"):
         run_step.choose_presets(make_config("rrdb", data=data))
     with pytest.raises(UserError, match="mud"):
         run_step.choose_presets(

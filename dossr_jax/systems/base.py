@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jax import Array
 
-from dossr_jax.config import ModelConfig, SamplerConfig
+from dossr_jax.config import UPSCALE, ModelConfig, SamplerConfig
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
 from dossr_jax.method import Apply, Controls, Noise, Restoration, Sizes
@@ -25,12 +25,13 @@ COMMON_SETTINGS = frozenset({"scale", "batch_size", "truncate"})
 class Geometry(NamedTuple):
     """Shapes that the networks take.
 
-    unit: pixels of the fourfold image per position of the latent. align: canvases, tiles and their
-    corners are multiples of it, in units.
+    unit: pixels of the result per position of the latent. align: canvases, tiles and their corners
+    are multiples of it, in units. factor: pixels of the result per pixel of the input.
     """
 
     unit: int
     align: int
+    factor: int = UPSCALE
 
 
 class Run(NamedTuple):
@@ -151,7 +152,7 @@ class System:
       name: as in its configuration. title: as people write it.
       config, module: class of the configuration; (config, **LayerOptions) -> the networks.
       geometry: shapes that a configuration's networks take.
-      restore: (model, LR images (b, h, w, 3) in [0, 1], run) -> images (b, 4h, 4w, 3). Pure.
+      restore: (model, images (b, h, w, 3) in [0, 1], run) -> images (b, H, W, 3). Pure.
       table: the solver of a configuration; None where nothing is sampled.
       settings: fields of Settings and of SamplerConfig that it reads, besides COMMON_SETTINGS.
       guided: whether these settings ask for a second evaluation per step.

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 from dossr_jax import weights
 from dossr_jax.config import ModelConfig
-from dossr_jax.systems import dasr, diffbir, dossr, one_step, resshift, rrdb, swinir
+from dossr_jax.systems import dasr, diffbir, dossr, one_step, resshift, rrdb, swinir, task
 from dossr_jax.systems.base import System
 from dossr_jax.systems.files import BUFFER_PREFIX, open_model
 from dossr_jax.weights import Lazy
 
 SYSTEMS: tuple[System, ...] = (
     dossr.SYSTEM,
+    task.SYSTEM,
     diffbir.SYSTEM,
     rrdb.SYSTEM,
     swinir.SYSTEM,

@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from dossr_jax import parallel, systems, weights
 from dossr_jax.config import LatentConfig, ModelConfig, SamplerConfig, TrainConfig, VAEConfig
 from dossr_jax.errors import UserError
+from dossr_jax.systems.task import for_task
+from dossr_jax.systems.task.config import TaskConfig
 from dossr_jax.training.stages.base import Read, Stage
 
 Params = dict[str, Any]  # arrays, or their shapes, by dotted name
@@ -148,7 +150,10 @@ def open_start(
         stage.initialize(model, crops)
         values = {name: np.asarray(p[...]) for name, p in weights.names_and_params(model)}
         return stage.adapt(config.model, model.config, values.__getitem__)
-    stored, tensors = systems.open_model(init)
+    start = systems.Model(*systems.open_model(init))
+    if isinstance(config.model, TaskConfig):
+        start = for_task(start, config.model.task)
+    stored, tensors = start.config, start.tensors
     # The text tower takes no part in training: prompts are stored as embeddings.
     found = dataclasses.replace(stored, text=None) if hasattr(stored, "text") else stored
     if not same_architecture(found, config.model):

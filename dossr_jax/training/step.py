@@ -32,7 +32,7 @@ def choose_presets(config: TrainConfig) -> tuple[degradation.Preset, ...]:
     """The degradations of a run.
 
     Raises:
-      UserError: unknown presets, or a pre-restorer that makes more pixels than the HR crop has.
+      UserError: unknown presets, or such that do not fit the model's enlargement.
     """
     presets = degradation.choose_presets(config.data.presets)
     scale = presets[0].scale

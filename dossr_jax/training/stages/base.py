@@ -53,13 +53,11 @@ class Stage(StageConfig, abc.ABC):
     Attributes:
       needs_lr: whether the loss looks at LR images; without, none are made.
       zero_output: whether the UNet of a model from scratch starts with a zero output.
-      training_only: attributes of the stage's module that are no part of the model.
       trains: classes of configurations of the models that it trains.
     """
 
     needs_lr: ClassVar[bool] = True
     zero_output: ClassVar[bool] = True
-    training_only: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[tuple[type[ModelConfig], ...]] = (DoSSRConfig,)
 
     @staticmethod
@@ -105,15 +103,21 @@ class Stage(StageConfig, abc.ABC):
         """Refuse LR images that are `scale` times smaller than the HR crops.
 
         Raises:
-          UserError: a pre-restorer that makes more pixels than the HR crop has.
+          UserError: the model makes images of another size of them.
         """
-        rrdb = getattr(config.model, "rrdb", None)
-        if rrdb is not None and rrdb.scale > scale:
+        system = system_of(config.model)
+        factor = system.geometry(config.model).factor
+        if factor != scale:
             raise UserError(
-                f"data.presets {', '.join(config.data.presets)} degrade by {scale}, the "
-                f"pre-restorer enlarges by {rrdb.scale}; give it model.rrdb.scale "
-                f"{scale}"
+                f"data.presets {', '.join(config.data.presets)} reduce by {scale}, "
+                f"{system.title} enlarges by {factor}; choose presets that reduce by {factor}, or "
+                "another model"
             )
+
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """Attributes of the stage's module that are no part of the model."""
+        return ()
 
     @property
     def adapter_rank(self) -> int:
@@ -123,9 +127,7 @@ class Stage(StageConfig, abc.ABC):
     def initialize(self, model: DoSSR, crops: Callable[[], np.ndarray]) -> None:
         """Change the random weights of a model trained from scratch, given HR crops uint8."""
 
-    def adapt(
-        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
-    ) -> tuple[DoSSRConfig, Read]:
+    def adapt(self, config: Any, found: Any, read: Read) -> tuple[Any, Read]:
         """What the run starts from: the weights `read` of model `found`, fitted to `config`."""
         return found, read
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
+from dossr_jax.systems.task.config import TaskConfig
 from dossr_jax.training.stages import latent
 from dossr_jax.training.stages.base import (
     Inputs,
@@ -45,6 +46,7 @@ class DoSSRStage(Stage):
     prompts: latent.Prompts = latent.PROMPTS
     learn_decoder: bool = Field(default=False, description="the UNet's decoder learns, too")
     lora_rank: NonNegativeInt = latent.LORA_RANK
+    trains = (DoSSRConfig, TaskConfig)
     zero_output: ClassVar[bool] = False  # behind a zero output a ControlNet would never learn
 
     def __post_init__(self) -> None:
@@ -89,9 +91,7 @@ class DoSSRStage(Stage):
         """What the model's own sampler makes, before the colour fix."""
         return inputs.lr, latent.sample_images(model, inputs).decoded
 
-    def adapt(
-        self, config: DoSSRConfig, found: DoSSRConfig, read: Read
-    ) -> tuple[DoSSRConfig, Read]:
+    def adapt(self, config: Any, found: Any, read: Read) -> tuple[Any, Read]:
         """With the run's sampler; a ControlNet that adds nothing yet starts as the UNet."""
         sampler = dataclasses.replace(config.sampler, start=self.start)
         found = dataclasses.replace(found, sampler=sampler)

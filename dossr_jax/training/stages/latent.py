@@ -15,7 +15,6 @@ from dossr_jax.diffusion import process
 from dossr_jax.diffusion.schedule import Schedule, make_schedule
 from dossr_jax.draws import Draw
 from dossr_jax.models.dossr import DoSSR
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.systems import Run, system_of
 from dossr_jax.training.stages.base import (
     Inputs,
@@ -94,8 +93,8 @@ def sample_images(
     """
     config, system = model.config, system_of(model.config)
     assert system.table is not None
-    height, width = inputs.hr.shape[1:3]
-    size = jnp.array([height // UPSCALE, width // UPSCALE], jnp.int32)
+    factor, (height, width) = system.geometry(config).factor, inputs.hr.shape[1:3]
+    size = jnp.array([height // factor, width // factor], jnp.int32)
     run = Run(
         size=jnp.broadcast_to(size, (len(inputs.hr), 2)),
         apply=method.whole,

@@ -1,0 +1,9 @@
+"""A small model that takes noise out of photos of any size, which they keep.
+
+python train.py --config mini_denoise --data DATA --output RUN \
+    --init dossr_jax/assets/dossr-mini.safetensors
+"""
+
+from .mini_task import mini_task
+
+CONFIG = mini_task("denoise", "none")
