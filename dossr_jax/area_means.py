@@ -1,7 +1,7 @@
 """Mean colours that stay: areas of a result are on average what they are in the input.
 
 As in dossr_jax.image, an image occupies the top-left part of its canvas, `size` (b, 2), and what
-lies outside, NaN included, has no influence inside. Areas are AREA pixels of the input wide, from
+lies outside, NaN included, has no influence inside. Areas are AREA pixels of the result wide, from
 the top-left corner on; those at the right and lower border may be smaller.
 """
 
@@ -45,16 +45,16 @@ def keep_area_means(
     its pixels move towards black or white by one share of their distance, which always suffices.
 
     Args:
-      image: (b, 4 lr_h, 4 lr_w, c), about [0, 1], float32 or float64.
+      image: (b, k lr_h, k lr_w, c) for k 1, 2 or 4, about [0, 1], float32 or float64.
       lr: (b, lr_h, lr_w, c) in [0, 1]. size: valid part of every `lr`, int32 (b, 2).
 
     Returns:
-      (b, 4 lr_h, 4 lr_w, c), meaningful in the valid part only.
+      (b, k lr_h, k lr_w, c), meaningful in the valid part only.
     """
     scale = image.shape[1] // lr.shape[1]
     lr = _valid(lr.astype(image.dtype), size)
-    wanted = _means(lr, _axes(lr, size, AREA))
-    axes = _axes(image, scale * size, scale * AREA)
+    wanted = _means(lr, _axes(lr, size, AREA // scale))
+    axes = _axes(image, scale * size, AREA)
     # It knows no areas: between them, too, colours stay about what they were.
     image = _valid(coarse_fix(image, lr, size), scale * size)
 
@@ -79,7 +79,7 @@ def keep_area_means(
     lack = lacking(means)
     # Of the distance to white or to black; no area lacks more than that.
     share = lack / jnp.maximum(jnp.where(lack > 0, 1 - means, means), _TOLERANCE)
-    share = _each_pixel(share, scale * AREA, *x.shape[1:3])
+    share = _each_pixel(share, AREA, *x.shape[1:3])
     return x + share * jnp.where(share > 0, 1 - x, x)
 
 

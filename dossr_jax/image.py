@@ -25,6 +25,7 @@ Sizes = Int[Array, "b 2"]
 
 _DILATIONS = (1, 2, 4, 8, 16)
 _ADAIN_EPS = 1e-5
+_COARSE = 4  # pixels
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -132,20 +133,41 @@ def valid_part(x: Image, size: Sizes) -> Bool[Array, "b h w 1"]:
 def coarse_fix(
     image: Image, lr: Float[Array, "b lr_h lr_w c"], size: Sizes
 ) -> Float[Array, "b h w c"]:
-    """Give `image` the waves of `lr` that are much longer than 16 of its pixels.
+    """Give `image` the waves of `lr` that are much longer than 64 pixels of `image`.
 
-    Those of 16 pixels keep to `image`, as does nearly all that is shorter; of those of 32 two
-    thirds are replaced. `image` (b, 4h, 4w, c) and `lr` (b, h, w, c) of one dtype, float32 or
-    float64; `size` (b, 2) of `lr`. Returns (b, 4h, 4w, c), meaningful inside the valid part only.
+    Those of 64 pixels keep to `image`, as does nearly all that is shorter; of those of 128 two
+    thirds are replaced. `image` (b, kh, kw, c) for k 1, 2 or 4 and `lr` (b, h, w, c) of one dtype,
+    float32 or float64; `size` (b, 2) of `lr`. Returns (b, kh, kw, c), meaningful inside the valid
+    part only.
     """
     b, h, w, c = lr.shape
-    difference = lr - jnp.mean(image.reshape(b, h, 4, w, 4, c), axis=(2, 4))
-    rest = difference
+    k = image.shape[1] // h
+    difference = lr - jnp.mean(image.reshape(b, h, k, w, k, c), axis=(2, 4))
+    # Blocks of 4 pixels of `image`, whatever its size.
+    coarse, coarse_size = _block_means(difference, size, _COARSE // k)
+    rest = coarse
     for _ in range(2):
-        rest = rest - _low_band(rest, size, (1, 2, 4, 8))
-    change = jnp.repeat(jnp.repeat(difference - rest, 4, axis=1), 4, axis=2)
-    # Blocks of 4 pixels become a quadratic spline.
-    return image + _low_band(change, 4 * size, (1, 2))
+        rest = rest - _low_band(rest, coarse_size, (1, 2, 4, 8))
+    change = jnp.repeat(jnp.repeat(coarse - rest, _COARSE, axis=1), _COARSE, axis=2)
+    # They become a quadratic spline.
+    change = change[:, : image.shape[1], : image.shape[2]]
+    return image + _low_band(change, k * size, (1, 2))
+
+
+def _block_means(x: Array, size: Array, side: int) -> tuple[Array, Array]:
+    """Of x (b, h, w, c) over the valid pixels of blocks; and the blocks that have any, (b, 2)."""
+    if side == 1:
+        return x, size
+    b, h, w, c = x.shape
+    rows, cols = -(-h // side), -(-w // side)
+    valid = valid_part(x, size)
+    padding = (0, 0), (0, rows * side - h), (0, cols * side - w), (0, 0)
+
+    def sums(x: Array) -> Array:
+        return jnp.pad(x, padding).reshape(b, rows, side, cols, side, -1).sum(axis=(2, 4))
+
+    counts = sums(valid.astype(x.dtype))
+    return sums(jnp.where(valid, x, 0)) / jnp.maximum(counts, 1), -(-size // side)
 
 
 def cubic_weights(t: Float[Array, "*shape"], a: float = -0.5) -> tuple[Array, Array, Array, Array]:

@@ -1,8 +1,8 @@
 """Restoration as one jitted program: a system of dossr_jax.systems on tiles and devices.
 
 Canvases carry several images of different sizes, each in its top-left part. Geometry is in units
-of one latent position, f pixels of the result and f/4 pixels of the input wide. A canvas larger
-than the tile is processed tile by tile in every network, also inside every step of the solver.
+of one latent position, see systems.Geometry. A canvas larger than the tile is processed tile by
+tile in every network, also inside every step of the solver.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from dossr_jax import gpu, method
 from dossr_jax.area_means import keep_area_means
+from dossr_jax.config import UPSCALE
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
 from dossr_jax.image import (
@@ -32,7 +33,6 @@ from dossr_jax.image import (
     valid_part,
 )
 from dossr_jax.method import Controls, Noise, Restoration
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.smooth_areas import keep_smooth_areas
 from dossr_jax.systems import Run, system_of
 from dossr_jax.tiling import tiled
@@ -116,7 +116,7 @@ def restore(
     owned: Array | None = None,
     whole: Array | None = None,
 ) -> Images | Restoration | Array:
-    """Enlarge a batch of images, or of parts of images, four times.
+    """Restore a batch of images, or of parts of images, enlarged as the system does it.
 
     Args:
       graphdef, state: the split networks of any of dossr_jax.systems.
@@ -131,7 +131,7 @@ def restore(
       whole: moments of whole images by which the colour fix "adain" is to be made in their parts.
 
     Returns:
-      Images of shape (b, 4h, 4w, 3), meaningful in the valid part, uint16 if `lr` is, else uint8;
+      Images of shape (b, kh, kw, 3), meaningful in the valid part, uint16 if `lr` is, else uint8;
       with layout.keep a Restoration. With `owned` the moments of the decoded and the pre-restored
       image, float32 (b, 2, 2, 3), see dossr_jax.image.moments.
     """
@@ -178,16 +178,18 @@ def restore(
         diffuse=layout.diffuse,
         keep_path=layout.keep,
     )
-    restored = system_of(model.config).restore(model, lr, run)
+    system = system_of(model.config)
+    factor = system.geometry(model.config).factor
+    restored = system.restore(model, lr, run)
     if layout.keep:
         return restored
     if owned is not None:
         pair = restored.decoded, restored.pre_restored
-        return jnp.stack([moments(image, UPSCALE * owned) for image in pair], axis=1)
+        return jnp.stack([moments(image, factor * owned) for image in pair], axis=1)
     if whole is not None:
         matched = match_moments(restored.decoded, whole[:, 0], whole[:, 1])
         restored = restored._replace(result=matched)
-    valid = valid_part(restored.result, UPSCALE * size)
+    valid = valid_part(restored.result, factor * size)
     finite = jnp.all(jnp.isfinite(restored.result) | ~valid, axis=(1, 2, 3))
     result = keep_area_means(restored.result, lr, size)
     if dtype == jnp.uint16:

@@ -18,7 +18,9 @@ from dossr_jax.image import Image, Sizes, cubic_weights, valid_part
 
 # Second differences that count as detail, from none of it to all of it.
 _DETAIL = (0.5 / 255, 1 / 255)
-_REACH = 2  # pixels of the input around detail that are left to the networks
+# Pixels of the result between the samples of a difference, and around detail that are left to the
+# networks.
+_STEP, _REACH = 4, 8
 
 
 def keep_smooth_areas(
@@ -34,14 +36,16 @@ def keep_smooth_areas(
       (b, k lr_h, k lr_w, c), meaningful in the valid part only.
     """
     scale = image.shape[1] // lr.shape[1]
+    step, reach = max(1, _STEP // scale), max(1, _REACH // scale)
     detail = jnp.zeros((*lr.shape[:3], 1), lr.dtype)
     for axis in (1, 2):
         here = jnp.arange(lr.shape[axis], dtype=jnp.int32)
-        second = _take(lr, size, here - 1, axis) + _take(lr, size, here + 1, axis) - 2 * lr
+        before, after = _take(lr, size, here - step, axis), _take(lr, size, here + step, axis)
+        second = before + after - 2 * lr
         detail = jnp.maximum(detail, jnp.max(jnp.abs(second), axis=-1, keepdims=True))
     low, high = _DETAIL
     share = jnp.where(valid_part(lr, size), jnp.clip((detail - low) / (high - low), 0, 1), 0)
-    window = (1, 2 * _REACH + 1, 2 * _REACH + 1, 1)
+    window = (1, 2 * reach + 1, 2 * reach + 1, 1)
     share = jax.lax.reduce_window(share, 0.0, jax.lax.max, window, (1, 1, 1, 1), "SAME")
     smooth = lr
     for axis in (1, 2):

@@ -1,7 +1,7 @@
 """Shape classes of images: the canvas that an image is worked on, and the tiles that cover it.
 
 Images of one class share a compiled program. Geometry is in units of one latent position, as in
-dossr_jax.tiling: `unit` pixels of the fourfold image. Sides of inputs are in their own pixels.
+dossr_jax.tiling: `unit` pixels of the result. Sides of inputs are in their own pixels.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dossr_jax.image import pad_to
-from dossr_jax.models.rrdbnet import UPSCALE
+from dossr_jax.systems import Geometry
 from dossr_jax.tiling import plan_tiles
 
-# Pixels of the fourfold image on the smallest canvas.
+# Pixels of the result on the smallest canvas.
 _LEAST = 128
-# Pixels of fourfold images that share a program when several that need tiles are batched.
+# Pixels of results that share a program when several that need tiles are batched.
 _BATCH_BUDGET = 8 * 2**20
 # Pixels of surplus canvas that take as long as compiling a program, about, on a CPU.
 _COMPILING = 64 * 2**20
@@ -48,20 +48,29 @@ class Buckets:
     """All shape classes of a model.
 
     Attributes:
-      unit: pixels of the fourfold image per latent position.
-      align: canvases, tiles and their corners are multiples of it, as the UNet needs.
+      geometry: shapes that its networks take.
       tile: side of a tile in units; None runs every canvas whole.
     """
 
-    unit: int
-    align: int
+    geometry: Geometry
     tile: int | None
 
     @classmethod
-    def of_pixels(cls, unit: int, align: int, tile: int) -> Buckets:
-        """`tile` in pixels of the fourfold image, rounded up to what is possible; 0 is none."""
-        units = round_up(-(-tile // unit), align)
-        return cls(unit, align, max(units, 2 * align) if tile else None)
+    def of_pixels(cls, geometry: Geometry, tile: int) -> Buckets:
+        """`tile` in pixels of the result, rounded up to what is possible; 0 is none."""
+        align = geometry.align
+        units = round_up(-(-tile // geometry.unit), align)
+        return cls(geometry, max(units, 2 * align) if tile else None)
+
+    @property
+    def unit(self) -> int:
+        """Pixels of the result per unit."""
+        return self.geometry.unit
+
+    @property
+    def align(self) -> int:
+        """Canvases, tiles and their corners are multiples of it, as the UNet needs."""
+        return self.geometry.align
 
     def tiling(self, canvas: Canvas) -> dict[str, Any]:
         """The geometry of a class in dossr_jax.restore.Layout."""
@@ -81,7 +90,7 @@ class Buckets:
     @property
     def unit_px(self) -> int:
         """Pixels of the input per unit."""
-        return self.unit // UPSCALE
+        return self.unit // self.geometry.factor
 
     def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], places: int) -> Batch:
         """Images (h, w, 3) of one dtype that fit a class, at most `places`, on their canvases."""
@@ -110,7 +119,7 @@ class Buckets:
         return Canvas(side, side, False)
 
     def pixels(self, canvas: Canvas) -> int:
-        """Pixels of the fourfold image on a canvas."""
+        """Pixels of the result on a canvas."""
         return canvas.height * canvas.width * self.unit**2
 
     def capacity(self, canvas: Canvas, batch_size: float, together: float) -> int:

@@ -13,7 +13,7 @@ from dossr_jax.pipeline.blocks import LEAST_SIDE, SIDE
 from dossr_jax.pipeline.buckets import Buckets, Canvas, round_up
 from dossr_jax.pipeline.settings import BUSY, DEFAULT_TILE
 
-# Pixels of fourfold images per device that batches of no given size have: what keeps it busy.
+# Pixels of results per device that batches of no given size have: what keeps it busy.
 _BUSY = {"cpu": 512**2}
 _BUSY_OTHERS = BUSY * 512**2
 
@@ -25,8 +25,9 @@ class Limits:
     Attributes:
       buckets: shape classes, and with them the tile.
       devices: how many share a batch.
-      side: of the largest images, in pixels of the input, that are not restored in blocks.
-      together: pixels of fourfold images, or of their tiles, per device.
+      side: of the largest results, in pixels as the networks make them, that are not put together
+        from blocks.
+      together: pixels of results, or of their tiles, per device.
     """
 
     buckets: Buckets
@@ -73,18 +74,19 @@ class Limits:
         if canvas.tiled and tile_batch > devices:
             fewer = max(1, int(tile_batch * share) // devices) * devices
             return self._with(together=fewer * tile**2 / devices), _at_a_time(fewer, "tile")
-        longest = max(max(image.shape[:2]) for image in images)
+        factor = buckets.geometry.factor
+        longest = factor * max(max(image.shape[:2]) for image in images)
         if canvas.tiled and in_blocks and longest > LEAST_SIDE:
             side = LEAST_SIDE
             while 2 * side < min(longest, self.side):
                 side *= 2
             if side < self.side:
-                return self._with(side=side), f"large images in blocks of {side} pixels"
+                return self._with(side=side), f"large images in blocks of {side // factor} pixels"
         if buckets.tile is None:
             tile = DEFAULT_TILE
         else:
             tile = min(tile, max(canvas.height, canvas.width) * buckets.unit) // 2
-        less = Buckets.of_pixels(buckets.unit, buckets.align, tile)
+        less = Buckets.of_pixels(buckets.geometry, tile)
         if buckets.tile is not None and (less.tile or 0) >= buckets.tile:
             return None
         tile = (less.tile or 0) * buckets.unit

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from dossr_jax import files, image_io
-from dossr_jax.config import UPSCALE
 from dossr_jax.errors import UserError
 from dossr_jax.files import Photo, color
 from dossr_jax.pipeline.settings import Settings
@@ -41,7 +40,7 @@ class RestoredPhoto:
 
     @property
     def pre_restored(self) -> Photo | None:
-        """At four times the input, without alpha, if it was kept; never of a photo in blocks."""
+        """As the networks make it, without alpha, if it was kept; never of a photo in blocks."""
         return self._stage(self.restored.pre_restored)
 
     @property
@@ -119,19 +118,25 @@ def fill_transparent(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _restore_alpha(
     upscaler: Upscaler, alpha: np.ndarray, settings: Settings
 ) -> np.ndarray | UserError:
-    """Alpha (h, w) enlarged: edges as sharp as those of the picture, areas of one level exact."""
+    """Alpha (h, w) enlarged: edges as sharp as those of the picture, areas of one level exact.
+
+    Networks that do not enlarge leave it alone.
+    """
     height, width = image_io.output_size(alpha.shape[0], alpha.shape[1], settings.scale)
     if (alpha == alpha[0, 0]).all():
         return np.full((height, width), alpha[0, 0])
+    factor = upscaler.geometry.factor
+    if factor == 1:
+        return image_io.resample(alpha[..., None], height, width)[..., 0]
     # The networks sharpen edges; they have nothing to invent in alpha.
-    plain = dataclasses.replace(settings, scale=float(UPSCALE), diffuse=False, seed=0)
+    plain = dataclasses.replace(settings, scale=float(factor), diffuse=False, seed=0)
     _, result = next(upscaler.stream([(0, np.repeat(alpha[..., None], 3, -1))], plain))
     if isinstance(result, UserError):
         return result
     import scipy.ndimage
 
     least, most = (
-        extreme(alpha, size=3, mode="nearest").repeat(UPSCALE, 0).repeat(UPSCALE, 1)
+        extreme(alpha, size=3, mode="nearest").repeat(factor, 0).repeat(factor, 1)
         for extreme in (scipy.ndimage.minimum_filter, scipy.ndimage.maximum_filter)
     )
     bounded = np.clip(result.image[..., :1], least[..., None], most[..., None])

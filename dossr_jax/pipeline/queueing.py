@@ -111,8 +111,10 @@ class Queue:
     def _blocks_of(self, height: int, width: int) -> list[Block]:
         """The blocks of an image, or itself."""
         in_blocks = not self._networks.system.whole_image
-        side = self._networks.limits.side if in_blocks else max(height, width)
-        return blocks_of(height, width, side)
+        limits = self._networks.limits
+        factor = limits.buckets.geometry.factor
+        side = limits.side if in_blocks else factor * max(height, width)
+        return blocks_of(height, width, side, factor)
 
     def _canvas(self, job: Job) -> Canvas:
         canvas = self._networks.limits.buckets.canvas(*job.image.shape[:2])

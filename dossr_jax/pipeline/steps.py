@@ -18,13 +18,13 @@ from dossr_jax.area_means import keep_area_means
 from dossr_jax.diffusion.solver import SolverTable
 from dossr_jax.image import color_fix, is_grey, levels_to_pixels, pixels_to_levels, remove_color
 from dossr_jax.method import Controls, KeyNoise, Networks, Restoration
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.restore import Layout, restore
+from dossr_jax.systems import system_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """Pictures (4h, 4w, 3) uint8 on the way to a result.
+    """Pictures uint8 on the way to a result, of the size that the model makes.
 
     Attributes:
       pre_restored, decoded, result: before diffusion, before the colour fix, and in the end.
@@ -61,8 +61,8 @@ def run_stages(
     """As dossr_jax.restore.restore without tiles; one program for every number of steps.
 
     Returns:
-      uint8 (b, 4h, 4w, 3), of the steps (rows of the table, b, 4h, 4w, 3), those of padded rows
-      black.
+      uint8 (b, kh, kw, 3), of the steps (rows of the table, b, kh, kw, 3), those of padded rows
+      black, where the model enlarges k times.
     """
     whole = dataclasses.replace(layout, tile=None, keep=True)
     no_tiles = jnp.zeros((0, 3), jnp.int32), jnp.int32(0)
@@ -79,13 +79,14 @@ def run_stages(
     result = shown(keep_area_means(run.result, pixels, size))
     steps = jnp.zeros((0, *result.shape), jnp.uint8)
     model: Any = nnx.merge(graphdef, state)
+    factor = system_of(model.config).geometry(model.config).factor
     if run.path is not None and isinstance(model, Networks) and table is not None:
 
         def decode(x0: Array) -> Array:
             pre, fix = run.pre_restored, layout.color_fix
             assert run.condition is not None
             _, image = method.decode_latents(model, x0, run.condition.x_lr, pre, fix)
-            fixed = color_fix(fix, image, pre, UPSCALE * size)
+            fixed = color_fix(fix, image, pre, factor * size)
             return shown(keep_area_means(fixed, pixels, size))
 
         def row(step: tuple[Array, Array]) -> Array:
@@ -97,8 +98,6 @@ def run_stages(
 
 def as_stages(pictures: Any, height: int, width: int, steps: int) -> Stages:
     """The first image of what :func:`run_stages` returned, cut to its sides, with its steps."""
-    pre, path, decoded, result = (
-        np.asarray(p)[..., : UPSCALE * height, : UPSCALE * width, :] for p in pictures
-    )
+    pre, path, decoded, result = (np.asarray(p)[..., :height, :width, :] for p in pictures)
     taken = path[:steps, 0] if steps > 1 else ()
     return Stages(pre[0], tuple(taken), decoded[0], result[0])

@@ -17,7 +17,6 @@ import numpy as np
 
 from dossr_jax import image_io
 from dossr_jax.errors import UserError
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import memory
 from dossr_jax.pipeline.blocks import paste
 from dossr_jax.pipeline.networks import Call, Networks, Placed
@@ -34,7 +33,7 @@ class Restored:
 
     Attributes:
       image: (round(scale h), round(scale w), 3), of the input's dtype.
-      pre_restored, decoded: the stages at four times the input, (4h, 4w, 3), where they were asked
+      pre_restored, decoded: the stages at the size that the networks make, where they were asked
         for; None for an image that was restored in blocks.
       seconds: its share of the wall time of its batch, including compilation.
       notes: what is done otherwise from here on, as memory was short; short sentences.
@@ -65,6 +64,7 @@ class Stream:
     def __init__(self, networks: Networks, call: Call, sizes: Iterable[tuple[int, int]] = ()):
         """`sizes`: (h, w) of images to come, as far as known: for few programs, in full batches."""
         self._networks, self._call = networks, call
+        self._factor = networks.limits.buckets.geometry.factor
         adain = call.settings.sampler.color_fix == "adain" and call.table is not None
         self._queue = Queue(networks, call.settings, sizes, adain)
         self._outcomes: deque[Outcome] = deque()
@@ -168,9 +168,10 @@ class Stream:
                 self._give(job, UserError(f"{job.sides} pixels: {_NOT_FINITE}"))
                 continue
             height, width = job.image.shape[:2]
+            rows, columns = self._factor * height, self._factor * width
             # Copies, as what is kept of a batch would keep all of it.
             image, pre, decoded = (
-                None if stage is None else stage[i, : UPSCALE * height, : UPSCALE * width].copy()
+                None if stage is None else stage[i, :rows, :columns].copy()
                 for stage in (result.result, result.pre_restored, result.decoded)
             )
             assert image is not None
@@ -187,7 +188,8 @@ class Stream:
             whole.over = True
             self._give(whole.job, UserError(f"{whole.job.sides} pixels: {_NOT_FINITE}"))
             return
-        image = np.asarray(result.result)[0, : UPSCALE * block.height, : UPSCALE * block.width]
+        rows, columns = self._factor * block.height, self._factor * block.width
+        image = np.asarray(result.result)[0, :rows, :columns]
         paste(whole.result, image, block, whole.job.image.shape[:2])
         whole.left -= 1
         if not whole.left:

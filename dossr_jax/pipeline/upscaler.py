@@ -1,4 +1,4 @@
-"""`Upscaler`: images in, enlarged images out."""
+"""`Upscaler`: images in, restored images out."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ class Upscaler:
 
         Args:
           model: networks of any of dossr_jax.systems; see :meth:`from_pretrained`.
-          tile: side of a tile in pixels of the fourfold image, rounded up to what the networks
-            need; 0 turns tiling off. Where memory is short, it is halved. None is DEFAULT_TILE.
+          tile: side of a tile in pixels of the result as the networks make it, rounded up to what
+            they need; 0 turns tiling off. Where memory is short, it is halved. None is
+            DEFAULT_TILE.
           devices: devices that share a batch; all local ones if None.
           tokenizer_dir: folder with vocab.json and merges.txt, for prompts of your own.
           fill: reads the weights of a model of shapes; it is called in another thread when they
@@ -81,7 +82,8 @@ class Upscaler:
             raise UserError(f"tile {tile} is negative; give a size in pixels, or 0 for no tiling")
         self.config = model.config
         self.system = system_of(model.config)
-        buckets = Buckets.of_pixels(*self.system.geometry(self.config), tile)
+        self.geometry = self.system.geometry(self.config)
+        buckets = Buckets.of_pixels(self.geometry, tile)
         self._tokenizer_dir = None if tokenizer_dir is None else Path(tokenizer_dir)
         self._embedded: dict[str, jax.Array] = {}
         devices = list(devices if devices is not None else jax.local_devices())
@@ -168,6 +170,8 @@ class Upscaler:
           ConfigError: an unknown field, a value that it cannot have, or a field that the model's
             system does not read.
         """
+        if fields.get("scale") is None:
+            fields["scale"] = float(self.geometry.factor)
         settings = make_settings(self.system.sampler(self.config), **fields)
         check_settings(self.system, fields)
         return settings
@@ -234,7 +238,7 @@ class Upscaler:
         yield from Stream(self._networks, self._call(settings, stages), sizes).run(images)
 
     def stages(self, image: np.ndarray, settings: Settings) -> Stages:
-        """What becomes of a small image on the way, at four times its size.
+        """What becomes of a small image on the way, at the size that the networks make.
 
         Args:
           image: uint8 or uint16 (h, w, 3). It runs without tiles, so that memory limits it.
@@ -251,7 +255,8 @@ class Upscaler:
         placed = jax.device_put(inputs, self._networks.everywhere)
         pictures = run_stages(loading.graphdef, layout, state, *placed)
         steps = settings.sampler.steps if table else 0
-        return as_stages(pictures, image.shape[0], image.shape[1], steps)
+        height, width = (self.geometry.factor * side for side in image.shape[:2])
+        return as_stages(pictures, height, width, steps)
 
     def kind(self, height: int, width: int) -> Hashable:
         """What images have in common that can run together, by their size."""

@@ -22,7 +22,6 @@ from dossr_jax.diffusion.solver import cast, pad_table
 from dossr_jax.errors import UserError
 from dossr_jax.gpu import weight_formats
 from dossr_jax.method import Controls, KeyNoise
-from dossr_jax.models.rrdbnet import UPSCALE
 from dossr_jax.pipeline import DEFAULT_TILE, DTYPES, make_settings
 from dossr_jax.programs import shapes_of
 from dossr_jax.restore import Layout, restore, split
@@ -129,7 +128,8 @@ def restore_program(
     everywhere = parallel.replicated(mesh)
     state = shapes_of(state, weight_formats(state, everywhere))
     arguments = shapes_of(arguments, everywhere)
-    side = size // UPSCALE
+    geometry = system.geometry(config)
+    side = size // geometry.factor
     origin: Any = jax.ShapeDtypeStruct((images, 2), jnp.int32)
     batch = (
         jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8),
@@ -147,7 +147,7 @@ def restore_program(
             tile_batch=images,
             color_fix=settings.sampler.color_fix,
             guided=system.guided(settings),
-            unit=system.geometry(config).unit,
+            unit=geometry.unit,
         )
         lr, sizes, noise = batch
         tiles, count, table, controls = arguments
@@ -177,7 +177,7 @@ def check_size(config: ModelConfig, size: int) -> None:
     Raises:
       UserError: naming the sides that it does.
     """
-    unit, align = systems.system_of(config).geometry(config)
+    unit, align, _ = systems.system_of(config).geometry(config)
     if not 0 < size <= DEFAULT_TILE or size % (unit * align):
         raise UserError(
             f"restoring to {size} pixels: give a multiple of {unit * align} up to {DEFAULT_TILE}, "
