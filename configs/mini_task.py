@@ -7,9 +7,9 @@ nearest to it. The autoencoder's decoder learns, too.
 
 import dataclasses
 
-from dossr_jax.config import OptimizerConfig, SamplerConfig, TrainConfig
+from dossr_jax.config import OptimizerConfig, SamplerConfig, Task, TrainConfig
 from dossr_jax.config.sampler import ColorFix
-from dossr_jax.systems.task.config import Task, TaskConfig
+from dossr_jax.systems.task.config import TaskConfig
 from dossr_jax.training.stages import AdversarialStage
 
 from .mini import DATA, MODEL

@@ -1,4 +1,4 @@
-"""Command line of restoration: files and folders in, enlarged images out."""
+"""Command line of restoration: files and folders in, restored images out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from typing import Any
 
 from dossr_jax import engines, files, options
 from dossr_jax.commands import command_line
+from dossr_jax.config import TASKS, UPSCALE
 from dossr_jax.engines import Engine
 from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.folder import preview
 from dossr_jax.folder.finding import Found, Problems, find
 from dossr_jax.folder.manifest import NAME, Manifest
-from dossr_jax.folder.model import hash_of_model, name_of_model
+from dossr_jax.folder.model import (
+    factor_of_model,
+    hash_of_model,
+    model_for_task,
+    name_of_model,
+)
 from dossr_jax.folder.naming import SAME, Naming, name_results
 from dossr_jax.folder.planning import Task, check_room, plan, seconds_per_pixel
 from dossr_jax.folder.progress import Outcome
 from dossr_jax.folder.report import write_report
 from dossr_jax.folder.run import STAGES, Job, Writing, make_parameters
 from dossr_jax.pipeline import Settings
+from dossr_jax.pipeline.settings import DEFAULT_MODEL
 
 _EXAMPLES = f"""\
 examples:
@@ -47,7 +54,7 @@ _MOST_NAMED = 10
 def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     parser = argparse.ArgumentParser(
-        description="Restore and enlarge photos with a DoSSR model.",
+        description="Restore photos with a DoSSR model, which enlarges them or does one task.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -110,7 +117,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave model, settings and version out of the results' metadata",
     )
-    options.add_options(parser, default_model="dossr-mini")
+    results.add_argument(
+        "--task",
+        choices=TASKS,
+        help="what the model is to undo, at the size of the input: takes the package's own model "
+        "of it, or checks that --model is one",
+    )
+    options.add_options(parser, default_model=DEFAULT_MODEL)
+    parser.set_defaults(model=None)  # --task chooses, too
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a parser with those of :func:`add_arguments`, a model among them.
+
+    Raises:
+      UserError: the model is not there or not for the task.
+    """
+    args = parser.parse_args(arguments)
+    args.model = model_for_task(args.model, args.task)
+    return args
 
 
 @command_line("stopped; results so far are complete, the same command goes on from there")
@@ -122,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):  # No name of a file is beyond any console.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    args = make_parser().parse_args(arguments)
+    args = parse(make_parser(), arguments)
     if engines.join(args) == 1:
         return restore(args, engines.Here())
     from dossr_jax import together  # here: one process needs none of it
@@ -158,6 +183,7 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
         parameters,
         scale=settings.scale,
         overwrite=args.overwrite,
+        factor=request.factor,
     )
     check_room(tasks, args.output)
     _tell(request.found.unreadable)
@@ -183,17 +209,19 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
 
 @dataclasses.dataclass
 class _Request:
-    """What is asked for: settings, hashes of models by name, inputs and names of results."""
+    """What is asked for: settings, hashes of models by name, what the model makes of a pixel,
+    inputs and names of results."""
 
     fields: dict[str, Any]
     hashes: dict[str, str]
+    factor: int
     found: Found
     names: list[tuple[Path, tuple[Path, ...]]]
 
 
 def _check(args: argparse.Namespace, problems: Problems) -> _Request:
     """All that can be told without the model; meaningful where there are no problems."""
-    fields, hashes, names = {}, {}, []
+    fields, hashes, factor, names = {}, {}, UPSCALE, []
     with problems.collected():
         fields = options.picture_fields(args)
     with problems.collected():
@@ -205,11 +233,12 @@ def _check(args: argparse.Namespace, problems: Problems) -> _Request:
         _check_report(args)
     with problems.collected():
         hashes = {m: hash_of_model(m) for m in (args.model, args.preprocessor) if m is not None}
+        factor = factor_of_model(args.model)
     found = find(args.input, args.output, problems)
     with problems.collected():
-        naming = _naming(args, fields)
+        naming = _naming(args, {"scale": factor} | fields)
         names = name_results(found, naming, args.output, args.save_stages * STAGES, problems)
-    return _Request(fields, hashes, found, names)
+    return _Request(fields, hashes, factor, found, names)
 
 
 def _tell(problems: Sequence[UserError]) -> int:
@@ -231,7 +260,7 @@ def _check_report(args: argparse.Namespace) -> None:
 def _naming(args: argparse.Namespace, fields: dict[str, Any]) -> Naming:
     suffix = (args.suffix or "").replace("{", "{{").replace("}", "}}")
     values = {
-        "scale": f"{fields.get('scale', Settings.scale):g}",
+        "scale": f"{fields['scale']:g}",
         "seed": str(fields.get("seed", Settings.seed)),
         "model": name_of_model(args.model),
     }

@@ -116,7 +116,7 @@ def add_tile_option(group: Any) -> None:
     group.add_argument(
         "--tile",
         type=_number_or_auto,
-        help="side of a tile in pixels of the fourfold image, 0 for none; auto: "
+        help="side of a tile in pixels of what the networks make, 0 for none; auto: "
         f"{DEFAULT_TILE}, or less where memory is short (default: auto)",
     )
 
@@ -137,8 +137,9 @@ def _add_field(group: Any, cls: type, name: str, **changed: Any) -> None:
     elif typing.get_origin(field.annotation) is Literal:
         options["choices"] = typing.get_args(field.annotation)
     text = (field.description or "").replace("%", "%%")
-    if cls is Settings and field.default is not None:
-        text += f" (default: {field.default})"
+    default = "what the model was made for, 4 or 1" if name == "scale" else field.default
+    if cls is Settings and default is not None:
+        text += f" (default: {default})"
     flag = f"--{name.replace('_', '-')}"
     group.add_argument(flag, default=argparse.SUPPRESS, help=text, **options)
 

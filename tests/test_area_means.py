@@ -31,7 +31,7 @@ def means(image: np.ndarray, area: int) -> np.ndarray:
 
 def furthest(result: np.ndarray, lr: np.ndarray) -> float:
     """Levels between mean colours of a result and of an LR picture, uint8 both."""
-    return np.abs(means(result, 4 * AREA) - means(lr, AREA)).max()
+    return np.abs(means(result, AREA) - means(lr, AREA // 4)).max()
 
 
 def pictures(height: int, width: int) -> dict[str, np.ndarray]:

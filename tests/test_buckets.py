@@ -5,13 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dossr_jax.pipeline.buckets import Buckets, Canvas
+from dossr_jax.systems import Geometry
 
 SIDES = st.integers(1, 3000)
-# (pixels a latent position, multiple the UNet needs, tile in pixels)
+# (pixels per latent position, multiple the UNet needs, enlargement), tile in pixels
 BUCKETS = st.builds(
     Buckets.of_pixels,
-    st.sampled_from([4, 8, 16]),
-    st.sampled_from([1, 4, 8]),
+    st.builds(
+        Geometry,
+        st.sampled_from([4, 8, 16]),
+        st.sampled_from([1, 4, 8]),
+        st.sampled_from([1, 4]),
+    ),
     st.sampled_from([0, 1, 128, 500, 512, 768]),
 )
 
@@ -42,7 +47,7 @@ def test_a_canvas_is_its_own_class(buckets, height, width):
 
 def test_classes_are_few():
     """A side at most doubles in two classes: a hundred-odd shapes for a whole photo album."""
-    buckets = Buckets.of_pixels(8, 8, 512)
+    buckets = Buckets.of_pixels(Geometry(8, 8), 512)
     sides = range(1, 4001, 7)
     classes = {buckets.canvas(h, w) for h in sides for w in sides}
     assert sum(not c.tiled for c in classes) == 3
@@ -105,7 +110,7 @@ def test_rare_classes_share_a_program_where_tiles_stay_the_same(buckets, sizes):
 
 
 def test_sixty_four_small_pictures_of_mixed_sizes_need_six_programs():
-    buckets = Buckets.of_pixels(4, 4, 512)
+    buckets = Buckets.of_pixels(Geometry(4, 4), 512)
     rng = np.random.default_rng(0)
     for _ in range(20):
         sizes = rng.integers(30, 131, (64, 2)).tolist()

@@ -350,7 +350,7 @@ def test_blocks_cover_a_photo_without_gap_or_seam(size, scale):
     image = picture(*size)
     large = resample(image.astype(np.float32), *output_size(*size, 4))
     result = np.full((*output_size(*size, scale), 3), 255, np.uint8)
-    parts = blocks.blocks_of(*size, 192)
+    parts = blocks.blocks_of(*size, 4 * 192, 4)
     assert (len(parts) > 1) == (max(size) > 192)
     assert sum(part.owned[0] * part.owned[1] for part in parts) == size[0] * size[1]
     assert len(parts) == 1 or max(max(part.height, part.width) for part in parts) <= 144
@@ -365,7 +365,7 @@ def test_blocks_cover_a_photo_without_gap_or_seam(size, scale):
 def in_blocks(upscaler, monkeypatch):
     """The same model, which restores images of more than 160 pixels per side in blocks."""
     made = Upscaler(upscaler.model, tile=TILE, devices=jax.devices()[:1])
-    made._networks.limits = dataclasses.replace(made._networks.limits, side=160)
+    made._networks.limits = dataclasses.replace(made._networks.limits, side=4 * 160)
     return made
 
 
@@ -503,7 +503,7 @@ def test_then_blocks_get_smaller_then_tiles(upscaler, in_blocks, monkeypatch):
     devices = jax.devices()[:1]
     large, small = picture(100, 200), picture(20, 24)
     (wanted,), _ = outcomes(in_blocks, [large], batch_size=1)
-    monkeypatch.setattr(limits, "LEAST_SIDE", 160)
+    monkeypatch.setattr(limits, "LEAST_SIDE", 4 * 160)
     monkeypatch.setattr(networks, "restore", Device(16 * 144**2))
     made = Upscaler(upscaler.model, tile=TILE, devices=devices)
     (got,), notes = outcomes(made, [large], batch_size=1)

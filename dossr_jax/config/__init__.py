@@ -6,10 +6,12 @@ Every network is built from exactly one of these classes, and a saved model carr
 
 from dossr_jax.config.base import ConfigError, configuration, from_json, to_json
 from dossr_jax.config.model import (
+    TASKS,
     DoSSRConfig,
     LatentConfig,
     ModelConfig,
     RRDBConfig,
+    Task,
     TextConfig,
     UNetConfig,
     VAEConfig,
@@ -29,6 +31,7 @@ __all__ = [
     "AREA",
     "MAX_STEPS",
     "SAMPLERS",
+    "TASKS",
     "UPSCALE",
     "ConfigError",
     "DataConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "RRDBConfig",
     "SamplerConfig",
     "StageConfig",
+    "Task",
     "TextConfig",
     "TrainConfig",
     "UNetConfig",

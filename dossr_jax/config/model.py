@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
@@ -11,6 +11,9 @@ from dossr_jax.config.base import ConfigError, configuration, from_json
 from dossr_jax.config.sampler import ProcessConfig, SamplerConfig
 
 Count = Annotated[int, Field(ge=1)]
+# What a model of dossr_jax.systems.task undoes.
+Task = Literal["denoise", "deblur", "deblock", "inpaint"]
+TASKS: tuple[Task, ...] = get_args(Task)
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 

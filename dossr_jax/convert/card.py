@@ -52,7 +52,9 @@ def make_card(model: Model, header: Mapping[str, str], *, name: str) -> str:
     system = systems.system_of(model.config)
     identifier, said = _licence(system, header)
     base = isinstance(model.config, LatentConfig) and _is_base(model.config)
-    tags = ["super-resolution", "image-restoration", "jax", "flax", system.name]
+    factor = system.geometry(model.config).factor
+    what = ["super-resolution"] if factor > 1 else []
+    tags = [*what, "image-restoration", "jax", "flax", system.name]
     front = {
         "license": identifier,
         "library_name": "dossr_jax",
@@ -65,9 +67,10 @@ def make_card(model: Model, header: Mapping[str, str], *, name: str) -> str:
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}",
-        f"A model of {system.title} that enlarges and restores photos with dossr_jax (JAX). "
+        f"A model of {system.title} that {'enlarges and ' * (factor > 1)}restores photos with "
+        "dossr_jax (JAX). "
         f"{_networks(model)}",
-        _usage(name),
+        _usage(name, factor),
         f"## Licence\n\n{said}",
     ]
     if told := _provenance(model, header):
@@ -108,7 +111,7 @@ def _networks(model: Model) -> str:
     return f"{total}: {', '.join(f'{part} {size / 1e6:.1f} M' for part, size in sizes.items())}."
 
 
-def _usage(name: str) -> str:
+def _usage(name: str, factor: int) -> str:
     return f"""\
 ## How to use it
 
@@ -122,7 +125,7 @@ dossr-restore photo.jpg --output restored --model {name}
 import dossr_jax
 
 upscaler = dossr_jax.Upscaler.from_pretrained("{name}")
-large = upscaler.restore("photo.jpg", scale=4)
+restored = upscaler.restore("photo.jpg", scale={factor})
 ```"""
 
 

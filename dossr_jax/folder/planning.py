@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dossr_jax import files
+from dossr_jax.config import UPSCALE
 from dossr_jax.errors import UserError
 from dossr_jax.files.formats import RAW_SUFFIXES
 from dossr_jax.folder.finding import Input, suffix_of
@@ -24,7 +25,8 @@ from dossr_jax.pipeline.memory import check_memory
 # Bytes per byte of pixels: low for photos, so that what would fit is not refused.
 _DENSITY = {"PNG": 0.4, "TIFF": 0.4, "BMP": 1.0, "JPEG": 0.15, "JPEG2000": 0.3}
 _DENSITY_OF_OTHERS = 0.1
-_MEMORY_PER_PIXEL = 2200  # bytes; the help of the command line says the same
+# Bytes per pixel that the networks make; the help of the command line says the same.
+_MEMORY_PER_PIXEL = 2200 / UPSCALE**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Task:
       probe: None where the header was not read or cannot be.
       size: (width, height) of the result; None like `probe`.
       disk: rough bytes of the result; 0 where unknown.
+      factor: pixels that the networks make per pixel of the input, along each side.
     """
 
     input: Input
@@ -49,6 +52,7 @@ class Task:
     probe: files.Probe | None = None
     size: tuple[int, int] | None = None
     disk: float = 0.0
+    factor: int = UPSCALE
 
     @property
     def pixels(self) -> int:
@@ -60,8 +64,8 @@ class Task:
         """Rough bytes while it is restored; 0 where unknown."""
         if self.probe is None:
             return 0.0
-        block = min(self.probe.width * self.probe.height, SIDE * SIDE)
-        return _MEMORY_PER_PIXEL * block + 6 * self.pixels * self.probe.bits / 8
+        made = self.factor**2 * self.probe.width * self.probe.height
+        return _MEMORY_PER_PIXEL * min(made, SIDE * SIDE) + 6 * self.pixels * self.probe.bits / 8
 
 
 def plan(
@@ -72,16 +76,18 @@ def plan(
     *,
     scale: float,
     overwrite: bool,
+    factor: int = UPSCALE,
 ) -> list[Task]:
     """The task of every input; writes nothing.
 
     Results of another input, or that someone changed, or that no manifest lists, are kept unless
     `overwrite` is set. `manifest` learns new times and places of inputs whose content is the same.
+    `factor`: see Task.
     """
     ours = {relative_to(item.path, manifest.folder) for item in inputs}
     tasks = []
     for item, (target, stages) in zip(inputs, names, strict=True):
-        task = Task(item, target, stages, "restore")
+        task = Task(item, target, stages, "restore", factor=factor)
         record = manifest.records.get(target.as_posix())
         if record and _is_done(task, record, manifest, parameters):
             task = dataclasses.replace(task, action="unchanged")

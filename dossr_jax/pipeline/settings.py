@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from dossr_jax.config import SAMPLERS, ConfigError, SamplerConfig, configuration
+from dossr_jax.config import SAMPLERS, UPSCALE, ConfigError, SamplerConfig, configuration
 from dossr_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ DEFAULT_TILE = 512
 # Models that come with the package: files of its own, and names of systems.rrdb.PACKAGED.
 BUILT_IN = {"dossr-mini": "dossr-mini.safetensors"}
 MODELS = (*BUILT_IN, "realesrgan", "realesrgan-anime")
+DEFAULT_MODEL = MODELS[0]
 DTYPE_NAMES = ("float32", "bfloat16")
 _MAX_SCALE = 2**16
 # Images of 512 x 512 pixels that keep an accelerator busy.
@@ -41,7 +42,7 @@ class Settings:
     sampler: SamplerConfig
     scale: Annotated[
         float, Field(gt=0, le=_MAX_SCALE, description="enlargement, any positive number")
-    ] = 4.0
+    ] = float(UPSCALE)
     seed: Annotated[
         _Seed | tuple[_Seed, ...], BeforeValidator(_plain), Field(description="random seed")
     ] = 0

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser; its help is the reference of the options."""
     parser = argparse.ArgumentParser(
         prog="python -m dossr_jax.ray",
-        description="Restore and enlarge photos with the workers of a Ray cluster.",
+        description="Restore photos with the workers of a Ray cluster.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 @command_line("stopped; results so far are complete, the same command goes on from there")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = make_parser().parse_args(arguments)
+    args = cli.parse(make_parser(), arguments)
     check_options(args)
     return cli.restore(args, Cluster())
 

@@ -196,6 +196,8 @@ class System:
     @property
     def configurations(self) -> Mapping[str, ModelConfig]:
         """Configurations of its published models by name."""
+        if not self.parts:  # no checkpoint of it is published
+            return {}
         return self.published or {self.title: self.config()}  # pyright: ignore[reportCallIssue]
 
     def sampler(self, config: Any) -> SamplerConfig:

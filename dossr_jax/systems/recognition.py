@@ -71,7 +71,7 @@ def _refuse(
     system, found = max(fitting, key=lambda pair: (_files(pair[1]), len(pair[1])))
     if not found:
         first = next(iter(states[0].tensors), "missing")
-        known = ", ".join(system.title for system in SYSTEMS)
+        known = ", ".join(system.title for system in SYSTEMS if system.parts)
         raise UserError(
             f"{sources}: neither a checkpoint of {known} nor of SD 2.x (its first key is {first}); "
             "check the path"

@@ -46,7 +46,7 @@ class Handlers:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         model, cards = fields[0], outputs[2]
         steps, fidelity, seed, count, solver, color_fix = sampler = fields[2:8]
-        shown = [*sampler, fields[-1]]
+        shown = [fields[1], *sampler, fields[-1]]
         folder.upload(_add, [photos, folder], photos, queue=False, **private)
         for load in (page.load, model.change):
             load(self.describe, model, shown, **private)
@@ -58,7 +58,7 @@ class Handlers:
         page.unload(self.leave)
 
     async def describe(self, model: str) -> list[Any]:
-        """The sampler's fields with the model's own values, those alone that it reads."""
+        """Scale and the sampler's fields with the model's own values, those alone that it reads."""
         try:
             settings = await asyncio.to_thread(self._service.models.settings, model)
             system = self._service.models.load(model).system
@@ -70,7 +70,7 @@ class Handlers:
         }
         values["seed"] = settings.seed if isinstance(settings.seed, int) else 0
         order = ("steps", "fidelity", "seed", "count", "solver", "color_fix")
-        updates: list[Any] = []
+        updates: list[Any] = [gr.update(value=settings.scale)]
         for name in order:
             visible = ("seed" if name == "count" else name) in system.settings
             update: dict[str, Any] = {"visible": visible}

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from dossr_jax import method
-from dossr_jax.config import DoSSRConfig, LatentConfig
+from dossr_jax.config import DoSSRConfig, LatentConfig, Task
 from dossr_jax.models.dossr import ControlledModel
 from dossr_jax.systems import dossr
 from dossr_jax.systems.base import Geometry, Model, Run, System
-from dossr_jax.systems.task.config import Task, TaskConfig
+from dossr_jax.systems.task.config import TaskConfig
 
 
 class TaskModel(ControlledModel):
@@ -43,8 +43,6 @@ def geometry(config: TaskConfig) -> Geometry:
 def restore(model: TaskModel, lr: Array, run: Run) -> method.Restoration:
     """As DoSSR, from the degraded image in place of the pre-restored one."""
     pre = model.pre_restore(lr)
-    if not run.diffuse:
-        return method.Restoration.of(pre)
     return method.restore_images(model, pre, run.size, factor=1, **run.sampling())
 
 
@@ -72,6 +70,6 @@ SYSTEM = System(
     geometry=geometry,
     restore=restore,
     table=dossr.solver_table,
-    settings=dossr.SETTINGS,
+    settings=dossr.SETTINGS - {"diffuse"},  # there is nothing else to it
     guided=dossr.SYSTEM.guided,
 )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
-from dossr_jax.config import LatentConfig, configuration
-
-Task = Literal["denoise", "deblur", "deblock", "inpaint"]
-TASKS: tuple[Task, ...] = get_args(Task)
+from dossr_jax.config import LatentConfig, Task, configuration
 
 
 @configuration
