@@ -6,4 +6,4 @@ python train.py --config mini_inpaint --data DATA --output RUN \
 
 from .mini_task import mini_task
 
-CONFIG = mini_task("inpaint", "residual")
+CONFIG = mini_task("inpaint", "none")

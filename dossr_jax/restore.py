@@ -88,7 +88,7 @@ class Images(NamedTuple):
 
     Those are the pre-restored image and the decoded one before the colour fix. All three are grey
     where the LR image is; networks for colour leave a tint there. The result has its mean colours,
-    too, see dossr_jax.area_means.
+    too, unless the system says otherwise, see dossr_jax.area_means.
 
     finite: whether networks and sampler gave numbers for every pixel of the image, bool (b,).
     """
@@ -191,9 +191,11 @@ def restore(
         restored = restored._replace(result=matched)
     valid = valid_part(restored.result, factor * size)
     finite = jnp.all(jnp.isfinite(restored.result) | ~valid, axis=(1, 2, 3))
-    result = keep_area_means(restored.result, lr, size)
-    if dtype == jnp.uint16:
-        result = keep_smooth_areas(result, lr, size)
+    result = restored.result
+    if system.keeps_areas(model.config):
+        result = keep_area_means(result, lr, size)
+        if dtype == jnp.uint16:
+            result = keep_smooth_areas(result, lr, size)
     grey = is_grey(lr)
     stages = (restored.pre_restored, restored.decoded) if layout.stages else ()
     result, *stages = (

@@ -74,6 +74,7 @@ def test_blocks_that_restore_a_photo(run):
     assert [image.shape for image in after["several"]] == [(30, 40, 3)] * 2
     assert Path("large.png").exists() and Path("photo_large.jpg").exists()
     assert run("docs/quickstart.md:0")["large"].shape == (24, 32, 3)
+    assert run("docs/tasks.md:0")["clean"].shape[2] == 3
     assert len(run("docs/fidelity.md:0")["steps"]) == 3
 
 

@@ -76,10 +76,15 @@ def run_stages(
     def shown(image: Array) -> Array:
         return pixels_to_levels(remove_color(image, grey), truncate=layout.truncate)
 
-    result = shown(keep_area_means(run.result, pixels, size))
-    steps = jnp.zeros((0, *result.shape), jnp.uint8)
     model: Any = nnx.merge(graphdef, state)
-    factor = system_of(model.config).geometry(model.config).factor
+    system = system_of(model.config)
+    factor = system.geometry(model.config).factor
+
+    def kept(image: Array) -> Array:
+        return keep_area_means(image, pixels, size) if system.keeps_areas(model.config) else image
+
+    result = shown(kept(run.result))
+    steps = jnp.zeros((0, *result.shape), jnp.uint8)
     if run.path is not None and isinstance(model, Networks) and table is not None:
 
         def decode(x0: Array) -> Array:
@@ -87,7 +92,7 @@ def run_stages(
             assert run.condition is not None
             _, image = method.decode_latents(model, x0, run.condition.x_lr, pre, fix)
             fixed = color_fix(fix, image, pre, factor * size)
-            return shown(keep_area_means(fixed, pixels, size))
+            return shown(kept(fixed))
 
         def row(step: tuple[Array, Array]) -> Array:
             return jax.lax.cond(step[1], decode, lambda _: jnp.zeros_like(result), step[0])

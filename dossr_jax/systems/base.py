@@ -162,6 +162,8 @@ class System:
         `read` is given one of them.
       pre_restorer: attribute of a network that can be exchanged and used alone.
       single: whether it is one network, without parts of its own to count.
+      keeps_areas: whether results of a configuration's models have the mean colours of areas of the
+        input, and its smooth gradients.
       whole_image: whether its networks look at the image as a whole, so that large ones cannot be
         restored in blocks.
       published: configurations of its published models by the names that people give them, where
@@ -184,6 +186,7 @@ class System:
     export: Callable[[Model], dict[str, Lazy]] | None = None
     pre_restorer: str | None = None
     single: bool = False
+    keeps_areas: Callable[[Any], bool] = lambda config: True
     whole_image: bool = False
     published: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     licence: str | None = None

@@ -35,8 +35,7 @@ def choose_presets(config: TrainConfig) -> tuple[degradation.Preset, ...]:
       UserError: unknown presets, or such that do not fit the model's enlargement.
     """
     presets = degradation.choose_presets(config.data.presets)
-    scale = presets[0].scale
-    Stage.of(config).check_scale(config, scale)
+    Stage.of(config).check_scale(config, presets[0].scale)
     return presets
 
 
@@ -45,7 +44,7 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
 
     Images without LR partners are degraded here, on the device.
     """
-    needs_lr = Stage.of(config).needs_lr
+    stage = Stage.of(config)
     degrade = parallel.on_each_device(
         functools.partial(degradation.degrade, presets=choose_presets(config)), mesh
     )
@@ -55,8 +54,9 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
         keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
         hr = jnp.asarray(batch["hr"], jnp.float32) / 255
         if "lr" in batch:
+            stage.check_scale(config, hr.shape[1] // batch["lr"].shape[1])
             lr = jnp.asarray(batch["lr"], jnp.float32) / 255
-        elif needs_lr:
+        elif stage.needs_lr:
             lr = degrade(fold(keys, Draw.DEGRADE), hr)
         else:
             lr = hr  # the stage does not read it

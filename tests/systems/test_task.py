@@ -100,6 +100,15 @@ def test_mean_colours_stay_whatever_the_networks_make(upscaler):
             assert np.abs(change.mean(axis=(0, 1))).max() < 0.75
 
 
+def test_holes_leave_no_trace_in_mean_colours():
+    model = small_model("task")
+    model.config = dataclasses.replace(model.config, task="inpaint")
+    filled = Upscaler(model, tile=TILE, devices=jax.devices()[:1])
+    for image in (picture(20, 33), np.full((20, 33, 3), 2**15, np.uint16)):
+        change = filled.restore(image).astype(float) - image
+        assert np.abs(change.mean(axis=(0, 1))).max() > np.iinfo(image.dtype).max / 100
+
+
 def test_blocks_are_as_if_restored_at_once():
     """Of the model that ships, on the input's own latents: random networks look at whole tiles."""
     start = for_task(systems.Model(*systems.open_model(locate("dossr-mini"))), "denoise")
@@ -176,7 +185,10 @@ def test_a_model_of_another_task_is_refused(options, words, model_file, tmp_path
 
 
 def test_presets_must_keep_the_size():
-    with pytest.raises(UserError, match="light reduce by 4, DoSSR at scale 1 enlarges by 1"):
+    pairs = run_step.make_inputs(task_config(), parallel.make_mesh(1))
+    with pytest.raises(UserError, match="reduced by 4 .*or pairs"):
+        pairs(jax.random.key_data(jax.random.key(0)), make_batch())
+    with pytest.raises(UserError, match="reduced by 4 .*light.* at scale 1, which enlarges by 1"):
         run_step.choose_presets(task_config(presets=("light",)))
 
 

@@ -72,4 +72,5 @@ SYSTEM = System(
     table=dossr.solver_table,
     settings=dossr.SETTINGS - {"diffuse"},  # there is nothing else to it
     guided=dossr.SYSTEM.guided,
+    keeps_areas=lambda config: config.task != "inpaint",  # what a hole looks like is to go
 )

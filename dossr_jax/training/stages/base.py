@@ -109,9 +109,9 @@ class Stage(StageConfig, abc.ABC):
         factor = system.geometry(config.model).factor
         if factor != scale:
             raise UserError(
-                f"data.presets {', '.join(config.data.presets)} reduce by {scale}, "
-                f"{system.title} enlarges by {factor}; choose presets that reduce by {factor}, or "
-                "another model"
+                f"HR images that are reduced by {scale} (data.presets "
+                f"{', '.join(config.data.presets)}, or pairs), and {system.title}, which enlarges "
+                f"by {factor}: choose data and presets that reduce by {factor}, or another model"
             )
 
     @property
