@@ -1,4 +1,4 @@
-"""A small model that takes holes out of photos of any size, which they keep.
+"""A small model that fills holes in photos of any size, which they keep.
 
 python train.py --config mini_inpaint --data DATA --output RUN \
     --init dossr_jax/assets/dossr-mini.safetensors

@@ -1,4 +1,4 @@
-"""Holes out of photos that keep their size, on SD 2.1 and one GPU of 80 GB.
+"""Holes filled in photos that keep their size, on SD 2.1 and one GPU of 80 GB.
 
     python train.py --config sd21_inpaint --data DATA --output RUN --init initial.safetensors
 

@@ -183,8 +183,7 @@ def _write(path: Path, to: str, model: Model, header: Mapping[str, str]) -> None
     tensors, metadata = model.tensors, systems.metadata_for(model.config, header)
     if to == "release":
         system = systems.system_of(model.config)
-        assert system.export is not None
-        tensors, metadata = system.export(model), {"format": "pt"}
+        tensors, metadata = system.to_pytorch(model), {"format": "pt"}
         text = getattr(model.config, "text", None)
         if model.config.system == "dossr" and (text is None or text.skip_layers == 0):
             print(

@@ -13,6 +13,7 @@ from jax import Array
 from dossr_jax.config import UPSCALE, ModelConfig, SamplerConfig
 from dossr_jax.config.sampler import ColorFix
 from dossr_jax.diffusion.solver import SolverTable
+from dossr_jax.errors import UserError
 from dossr_jax.method import Apply, Controls, Noise, Restoration, Sizes
 from dossr_jax.pytorch.state import State, to_ours, to_torch
 from dossr_jax.pytorch.tables import Row
@@ -190,6 +191,16 @@ class System:
     whole_image: bool = False
     published: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     licence: str | None = None
+
+    def to_pytorch(self, model: Model) -> dict[str, Lazy]:
+        """A model's tensors under PyTorch's names.
+
+        Raises:
+          UserError: no such checkpoint of the system is published.
+        """
+        if self.export is None:
+            raise UserError(f"{self.title} has no form for PyTorch; write it in our own instead")
+        return self.export(model)
 
     @property
     def samples(self) -> bool:

@@ -142,8 +142,12 @@ def _run(config: TrainConfig, args: argparse.Namespace, sampler: Mapping[str, An
     from dossr_jax.training.state import trained_model
 
     _check_places(args)
-    if args.export_torch and config.model.system == "dossr":
-        check_release_shape(config.model)
+    if args.export_torch:
+        system = systems.system_of(config.model)
+        if system.export is None:
+            raise UserError(f"--export-torch: {system.title} has no form for PyTorch; leave it out")
+        if config.model.system == "dossr":
+            check_release_shape(config.model)
     with _all_or_nothing(args.output):
         _check_images(args.data, config.data)
         trained = train(

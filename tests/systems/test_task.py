@@ -17,6 +17,7 @@ from test_pipeline import TILE, picture
 
 from dossr_jax import cli, method, parallel, systems, weights
 from dossr_jax.config import SamplerConfig
+from dossr_jax.convert import __main__ as convert
 from dossr_jax.errors import UserError
 from dossr_jax.pipeline import Upscaler
 from dossr_jax.pipeline.upscaler import locate
@@ -232,6 +233,12 @@ def test_the_loss_falls(stage):
         state, metrics = step(state, parallel.put_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+
+
+def test_a_model_has_no_form_for_pytorch(model_file, tmp_path, capsys):
+    arguments = [str(model_file), str(tmp_path / "torch.safetensors"), "--to", "release"]
+    assert convert.main(arguments) == 2
+    assert "has no form for PyTorch" in capsys.readouterr().err
 
 
 def test_from_photos_to_a_model_that_restores(tmp_path, capsys):
