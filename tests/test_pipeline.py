@@ -399,7 +399,7 @@ def test_blocks_have_the_noise_and_the_moments_of_the_whole_photo(fix, monkeypat
     """So that of networks that look at a position alone they give the same, to a level."""
     model, image = pointwise(monkeypatch), picture(100, 200)
     whole, parts = (Upscaler(model, tile=TILE, devices=jax.devices()[:1]) for _ in range(2))
-    parts._networks.limits = dataclasses.replace(parts._networks.limits, side=160)
+    parts._networks.limits = dataclasses.replace(parts._networks.limits, side=4 * 160)
     wanted, got = (made.restore(image, color_fix=fix, steps=2) for made in (whole, parts))
     restore_module.restore.clear_cache()
     assert len(parts._networks._known) == (1 if fix == "none" else 2)

@@ -13,7 +13,7 @@ from PIL import Image
 from dossr_jax import files, image_io
 from dossr_jax.errors import UserError
 from dossr_jax.files import Metadata, color
-from dossr_jax.web.restoring import Made, middle
+from dossr_jax.web.restoring import DETAIL, Made, middle
 
 # Pixels of a result, at 1:1, on its card.
 CARD = 320
@@ -127,10 +127,11 @@ def stages(made: Made) -> list[tuple[Image.Image, str]]:
     found = made.stages
     height, width = found.result.shape[:2]
     pixels, _ = color.to_working(files.read_photo(made.source))
-    low = middle(color.requantize(pixels, 8), max(height, width) // 4)
+    low = middle(color.requantize(pixels, 8), DETAIL)
     pictures = [(image_io.resample(low, height, width), "input")]
     if found.steps or not np.array_equal(found.pre_restored, found.result):
-        pictures.append((found.pre_restored, "pre-restored"))
+        if not np.array_equal(found.pre_restored, pictures[0][0]):  # as without a pre-restorer
+            pictures.append((found.pre_restored, "pre-restored"))
         count = len(found.steps)
         pictures += [(step, f"step {i} of {count}") for i, step in enumerate(found.steps, 1)]
         pictures.append((found.decoded, "decoded"))
