@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dossr_jax.data.degradation import PRESETS, choose_presets, degrade, kernels
+from dossr_jax.data.degradation import PRESETS, choose_presets, degrade, kernels, missing
 from dossr_jax.data.degradation.chain import ACCELERATOR, CPU, Chain
 from dossr_jax.data.degradation.noise import GAUSSIAN, NONE, POISSON
 from dossr_jax.data.degradation.plan import draw_plan
@@ -121,7 +121,7 @@ def test_canvas_does_not_matter(monkeypatch):
     assert_same_but_for_roundings(several.transpose(0, 2, 3, 1), results("light"))
 
 
-@each_preset
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "inpaint"])
 def test_nothing_moves_and_no_colour_is_cast(name):
     """On average a result is the averaged HR image; shifted or mirrored it is much further off."""
     area = reduced(photos(1), PRESETS[name].scale)[0]
@@ -157,6 +157,16 @@ def test_deblur_removes_detail_and_denoise_adds_it():
 
     sharp = detail(photos(1))
     assert detail(results("deblur")) < 0.8 * sharp < 1.2 * sharp < detail(results("denoise"))
+
+
+def test_inpaint_takes_strokes_away_and_leaves_the_rest():
+    lr, hr = np.rint(255 * results("inpaint")), np.rint(255 * photos())
+    holes = np.asarray(missing(draw_keys(), SHAPE, choose_presets(["inpaint"])))
+    assert (lr[holes] == 128).all()
+    np.testing.assert_array_equal(lr[~holes], hr[~holes])
+    shares = holes.mean(axis=(1, 2))
+    assert 0 < shares.min() < 0.02 and 0.2 < shares.max() < 0.8
+    assert not missing(draw_keys(2), SHAPE, choose_presets(["denoise"])).any()
 
 
 def test_deblock_leaves_steps_between_blocks():

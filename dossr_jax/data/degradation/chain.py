@@ -16,6 +16,7 @@ from jax import lax
 from dossr_jax.data.degradation import filters
 from dossr_jax.data.degradation import noise as noise_lib
 from dossr_jax.data.degradation import resize as resize_lib
+from dossr_jax.data.degradation.holes import FILLED, hole_mask
 from dossr_jax.data.degradation.jpeg import jpeg
 from dossr_jax.data.degradation.plan import Blur, Jpeg, Plan, draw_plan
 from dossr_jax.data.degradation.presets import Preset, ResizeOdds
@@ -70,6 +71,21 @@ def degrade(keys: jax.Array, hr: jax.Array, presets: Sequence[Preset]) -> jax.Ar
         default=jax.vmap(Chain(presets, shape, ACCELERATOR)),
     )
     return jnp.moveaxis(lr, 1, -1)
+
+
+def missing(keys: jax.Array, shape: Side, presets: Sequence[Preset]) -> jax.Array:
+    """The pixels that :func:`degrade` makes holes of, bool (b, h/scale, w/scale).
+
+    Args:
+      keys, presets: as there. shape: height and width of the HR images.
+    """
+    side = shape[0] // presets[0].scale, shape[1] // presets[0].scale
+
+    def one(key: jax.Array) -> jax.Array:
+        holes = draw_plan(key, presets, shape).holes
+        return jnp.zeros(side, bool) if holes is None else hole_mask(holes, side)
+
+    return jax.vmap(one)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +187,8 @@ class Chain:
             x = self._blur(x, size, plan.sinc)
         if most.jpeg.odds:
             x = _compress(x, size, step.jpeg, step.jpeg.apply & last)
+        if plan.holes is not None:
+            x = jnp.where(hole_mask(plan.holes, self._lr_shape), FILLED, x)
         return jnp.round(jnp.clip(x, 0, 1) * 255) / 255
 
     def _blur(self, x: jax.Array, size: jax.Array, blur: Blur) -> jax.Array:

@@ -14,11 +14,13 @@ from jax.typing import ArrayLike
 from dossr_jax.data.degradation import kernels
 from dossr_jax.data.degradation import noise as noise_lib
 from dossr_jax.data.degradation.arithmetic import add_up
+from dossr_jax.data.degradation.holes import Holes, draw_holes
 from dossr_jax.data.degradation.noise import Noise
 from dossr_jax.data.degradation.presets import BlurOdds, NoiseOdds, Pass, Preset, ResizeOdds
 from dossr_jax.data.degradation.resize import Resize
 
 _DRAWS = 26
+_HOLES = 1  # purpose of their key
 
 
 class Blur(NamedTuple):
@@ -53,6 +55,7 @@ class Plan(NamedTuple):
     last_resize: Resize
     sinc: Blur
     jpeg_last: jax.Array  # bool: the last JPEG comes after the last resize and the sinc filter
+    holes: Holes | None  # of presets that have some
 
 
 def draw_plan(key: jax.Array, presets: Sequence[Preset], shape: tuple[int, int]) -> Plan:
@@ -86,7 +89,16 @@ def draw_plan(key: jax.Array, presets: Sequence[Preset], shape: tuple[int, int])
         ),
         sinc=Blur(next(draws) < preset.sinc_odds, _sinc(draws, narrow=np.pi / 3)),
         jpeg_last=next(draws) < 0.5,
+        holes=_holes(key, presets, preset, (int(lr[0]), int(lr[1]))),
     )
+
+
+def _holes(
+    key: jax.Array, presets: Sequence[Preset], preset: Preset, shape: tuple[int, int]
+) -> Holes | None:
+    if not any(p.holes.odds for p in presets):
+        return None
+    return draw_holes(jax.random.fold_in(key, _HOLES), preset.holes, shape)
 
 
 def _pass(bits: jax.Array, odds: Pass, shape: jax.Array) -> PassPlan:

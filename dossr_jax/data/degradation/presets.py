@@ -46,6 +46,15 @@ class JpegOdds(NamedTuple):
     quality: Range = (30.0, 95.0)
 
 
+class HoleOdds(NamedTuple):
+    """Strokes that are missing, one at least: share of all possible ones, length and radius."""
+
+    odds: float = 0.0
+    share: Range = (0.05, 0.6)
+    length: Range = (0.0, 60.0)
+    radius: Range = (1.0, 12.0)
+
+
 class Pass(NamedTuple):
     """Blur, resize, noise and JPEG, one after the other."""
 
@@ -59,8 +68,9 @@ class Preset(NamedTuple):
     """Two passes; between noise and JPEG of the second, or after it, the resize to the LR size.
 
     The first pass scales the HR image by a factor, the second makes it that factor of the LR size.
-    After the last resize comes a sinc filter with probability `sinc_odds`. `scale` is the HR side
-    by the LR side. `sharpen_odds`: probability that the HR image is sharpened first.
+    After the last resize comes a sinc filter with probability `sinc_odds`, and holes last of all.
+    `scale` is the HR side by the LR side. `sharpen_odds`: probability that the HR image is
+    sharpened first.
     """
 
     scale: int = 4
@@ -68,6 +78,7 @@ class Preset(NamedTuple):
     first: Pass = Pass()
     second: Pass = Pass()
     sinc_odds: float = 0.0
+    holes: HoleOdds = HoleOdds()
 
 
 PRESETS = {
@@ -116,6 +127,7 @@ PRESETS = {
         first=Pass(jpeg=JpegOdds(odds=0.3, quality=(30, 95))),
         second=Pass(jpeg=JpegOdds(odds=1.0, quality=(10, 70))),
     ),
+    "inpaint": Preset(scale=1, holes=HoleOdds(odds=1.0)),
 }
 
 
