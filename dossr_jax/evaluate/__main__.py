@@ -19,7 +19,7 @@ from dossr_jax import files, options
 from dossr_jax.commands import command_line
 from dossr_jax.data.degradation import PRESETS
 from dossr_jax.errors import BAD_INPUT, UserError
-from dossr_jax.evaluate import candidates, models, report
+from dossr_jax.evaluate import candidates, classical, models, report
 from dossr_jax.evaluate.evaluation import Evaluation
 from dossr_jax.evaluate.page import DETAIL, Gallery, make_page
 from dossr_jax.evaluate.scores import (
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Raise UserError for options that do not go together."""
     restores = args.model is not None or bool(args.baselines)
-    needs_model = [name for name in args.baselines if name != "bicubic"]
+    needs_model = [name for name in args.baselines if name not in candidates.WITHOUT_MODEL]
     candidates.check_baselines(args.baselines)
     if min(args.border, args.repeats, args.report_images) < 0:
         raise UserError("--border, --repeats and --report-images are 0 or more")
@@ -173,6 +173,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("no LR images to restore; give --lr, or --hr and --preset")
     if args.preset is not None:
         scale = preset_scale(args.preset)
+        method = next((name for name in args.baselines if name in classical.METHODS), None)
+        if method is not None and scale != 1:
+            raise UserError(
+                f"baseline {method} does not enlarge; preset {args.preset} reduces by {scale}"
+            )
         if scale != options.picture_fields(args).get("scale", 4.0):
             raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
     if args.save_images and args.output is None:

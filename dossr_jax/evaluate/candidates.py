@@ -14,7 +14,7 @@ from flax import nnx
 
 from dossr_jax.config import LatentConfig, ModelConfig
 from dossr_jax.errors import UserError
-from dossr_jax.evaluate import bicubic
+from dossr_jax.evaluate import bicubic, classical
 from dossr_jax.image import pad_to, pixels_to_levels
 from dossr_jax.pipeline import Settings, Upscaler
 from dossr_jax.pipeline.buckets import round_up
@@ -22,14 +22,17 @@ from dossr_jax.pipeline.settings import check_settings, make_settings
 from dossr_jax.systems import System, system_of
 
 _FROM_NOISE = {"ddpm": "sde", "ddim": "ode"}
+# Those that no model runs in.
+WITHOUT_MODEL = ("bicubic", *classical.METHODS)
 BASELINES = (
-    "bicubic",
+    *WITHOUT_MODEL,
     "pre-restored",
     "autoencoder",
     *(f"{name}-{steps}" for name in _FROM_NOISE for steps in (5, 15, 50)),
 )
 _RRDB_PREFIX = "rrdb:"
 
+# Images uint8 (h, w, 3), or (h, w, 4): the fourth channel is 0 where pixels are missing, else 255.
 Named = tuple[str, np.ndarray]
 Outcome = tuple[str, np.ndarray | UserError]
 
@@ -146,6 +149,8 @@ def check_baselines(names: Iterable[str]) -> None:
         if name not in BASELINES and not name.startswith(_RRDB_PREFIX):
             known = ", ".join((*BASELINES, f"{_RRDB_PREFIX}FILE", f"{_RRDB_PREFIX}realesrgan"))
             raise UserError(f"no baseline {name!r}; choose from {known}")
+        if name in classical.METHODS:
+            classical.check(name)
 
 
 def make_baseline(name: str, fields: Mapping[str, Any], load: Callable[..., Upscaler]) -> Candidate:
@@ -160,6 +165,8 @@ def make_baseline(name: str, fields: Mapping[str, Any], load: Callable[..., Upsc
     """
     if name == "bicubic":
         return _make_bicubic(fields.get("scale", 4.0))
+    if name in classical.METHODS:
+        return _make_classical(name)
     if name == "pre-restored":
         alone = {**fields, "diffuse": False}
         return make_model(load(), alone, name, "the model's pre-restorer alone")
@@ -185,10 +192,20 @@ def make_baseline(name: str, fields: Mapping[str, Any], load: Callable[..., Upsc
 def _make_bicubic(scale: float) -> Candidate:
     def restore(images: Iterable[Named]) -> Iterator[Outcome]:
         for name, image in images:
-            yield name, bicubic.resize_uint8(image, scale)
+            yield name, bicubic.resize_uint8(image[..., :3], scale)
 
     about = "MATLAB's imresize of 8-bit images, a = -0.5, edges mirrored"
     return Candidate("bicubic", about, restore)
+
+
+def _make_classical(name: str) -> Candidate:
+    method = classical.METHODS[name]
+
+    def restore(images: Iterable[Named]) -> Iterator[Outcome]:
+        for image_name, image in images:
+            yield image_name, method(image)
+
+    return Candidate(name, (method.__doc__ or "").partition(";")[0], restore)
 
 
 def _make_autoencoder(upscaler: Upscaler) -> Candidate:

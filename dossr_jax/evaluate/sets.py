@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from dossr_jax import image_io
-from dossr_jax.data.degradation import choose_presets, degrade
+from dossr_jax.data.degradation import choose_presets, degrade, missing
 from dossr_jax.errors import UserError
 
 _SHOWN = 5  # names in a message
 
 _degrade = jax.jit(degrade, static_argnames="presets")
+_missing = jax.jit(missing, static_argnames=("shape", "presets"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ class ImageSet:
         self._made: dict[str, np.ndarray] = {}
 
     def input(self, name: str) -> np.ndarray:
-        """LR image uint8 (h, w, 3); UserError where it cannot be read."""
+        """LR image uint8 (h, w, 3), see also :func:`make_lr`; UserError where it is unreadable."""
         if self._preset is None:
             return image_io.read_image(self._inputs[name])
         if name not in self._made:
@@ -163,7 +164,7 @@ def make_lr(hr: np.ndarray, *, preset: str, seed: int, name: str) -> np.ndarray:
       name: what tells images of a set apart: the file's stem.
 
     Returns:
-      uint8 (h/scale, w/scale, 3).
+      uint8 (h/scale, w/scale, 3), of a preset that makes holes (h, w, 4): 0 there, else 255.
 
     Raises:
       UserError: an unknown preset.
@@ -173,4 +174,8 @@ def make_lr(hr: np.ndarray, *, preset: str, seed: int, name: str) -> np.ndarray:
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     x = hr[None].astype(np.float32) / 255
     lr = np.asarray(_degrade(key[None], x, presets))[0]
-    return np.rint(255 * lr).astype(np.uint8)
+    lr = np.rint(255 * lr).astype(np.uint8)
+    if not presets[0].holes.odds:
+        return lr
+    keep = 255 * ~np.asarray(_missing(key[None], x.shape[1:3], presets))[0]
+    return np.concatenate([lr, keep[..., None].astype(np.uint8)], axis=-1)
