@@ -31,7 +31,7 @@ def draw_holes(key: jax.Array, odds: HoleOdds, shape: tuple[int, int]) -> Holes:
     count = max(1, math.ceil(shape[0] * shape[1] / _SQUARE**2))
     strokes, image = jax.random.split(key)
     drawn, row, column, angle, length, radius = jax.random.uniform(strokes, (_DRAWS, count))
-    share, holed = jax.random.uniform(image, 2)
+    share, holed = jax.random.uniform(image, (2,))
     low, high = odds.share
     middle = jnp.stack([row * shape[0], column * shape[1]], axis=-1)
     direction = jnp.stack([jnp.sin(jnp.pi * angle), jnp.cos(jnp.pi * angle)], axis=-1)
