@@ -146,8 +146,8 @@ class Controls:
 
     context, negative_context: prompt embeddings (m, d), of systems that have them. The rest are
     scalars. cfg_scale: classifier-free guidance. strength: factor on the ControlNet's residuals.
-    fidelity: from 0, free, to 1, the LR latent. pixel_scale, semantic_scale: of PiSA-SR's two
-    adapters.
+    fidelity: from 0, free, to 1, the LR latent; may vary over it, (b, h, w, 1). pixel_scale,
+    semantic_scale: of PiSA-SR's two adapters.
     """
 
     # A pytree: in place of arrays JAX puts shapes, tracers and placeholders.

@@ -83,6 +83,21 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
     return _HashedOnce(graphdef.nodes, graphdef.attributes, graphdef.num_leaves), state
 
 
+def hold(controls: Controls, eta_map: Array, side: int) -> Controls:
+    """Controls by which what a map keeps stays at the LR latent.
+
+    A shifting sequence eta + k (1 - eta) makes of the process the same one with every prediction
+    drawn to the LR latent by k, see docs/method.md: as `fidelity` f does. Both are f + k (1 - f).
+
+    Args:
+      eta_map: k in [0, 1] of every pixel, (b, h, w, 1). side: pixels per latent position, which
+        has their mean.
+    """
+    b, h, w, _ = eta_map.shape
+    k = jnp.mean(eta_map.reshape(b, h // side, side, w // side, side, 1), axis=(2, 4))
+    return dataclasses.replace(controls, fidelity=controls.fidelity + k * (1 - controls.fidelity))
+
+
 class Images(NamedTuple):
     """The result (b, H, W, 3), see `restore`, and with layout.stages two stages of it.
 
@@ -121,7 +136,9 @@ def restore(
     Args:
       graphdef, state: the split networks of any of dossr_jax.systems.
       lr: canvases (b, h, w, 3), uint8, uint16 or float in [0, 1], each image continued by
-        reflection below and right of it.
+        reflection below and right of it. A fourth channel is a map of what is kept, see
+        :func:`hold`: where it is 1 the result is the pre-restored image, finished as without
+        `layout.diffuse`.
       size: valid part of every canvas in its pixels, int32 (b, 2).
       tiles: int32 (n, 3) rows (image, row, column) in units, the first `count` of them to run;
         unused where layout.tile is None.
@@ -165,8 +182,13 @@ def restore(
             return batch
         return jax.lax.with_sharding_constraint(batch, layout.shard)
 
+    system = system_of(model.config)
+    factor = system.geometry(model.config).factor
     dtype = jnp.uint16 if lr.dtype == jnp.uint16 else jnp.uint8
-    lr = levels_to_pixels(lr)
+    lr, eta_map = levels_to_pixels(lr), None
+    if lr.shape[-1] == 4:
+        lr, eta_map = lr[..., :3], lr[..., 3:]
+        controls = controls and hold(controls, eta_map, layout.unit // factor)
     run = Run(
         size=size,
         apply=method.whole if layout.tile is None else over_tiles,
@@ -178,8 +200,6 @@ def restore(
         diffuse=layout.diffuse,
         keep_path=layout.keep,
     )
-    system = system_of(model.config)
-    factor = system.geometry(model.config).factor
     restored = system.restore(model, lr, run)
     if layout.keep:
         return restored
@@ -191,12 +211,18 @@ def restore(
         restored = restored._replace(result=matched)
     valid = valid_part(restored.result, factor * size)
     finite = jnp.all(jnp.isfinite(restored.result) | ~valid, axis=(1, 2, 3))
-    result = restored.result
-    if system.keeps_areas(model.config):
-        result = keep_area_means(result, lr, size)
-        if dtype == jnp.uint16:
-            result = keep_smooth_areas(result, lr, size)
-    grey = is_grey(lr)
+
+    def finish(image: Array) -> Array:
+        if not system.keeps_areas(model.config):
+            return image
+        image = keep_area_means(image, lr, size)
+        return keep_smooth_areas(image, lr, size) if dtype == jnp.uint16 else image
+
+    result, grey = finish(restored.result), is_grey(lr)
+    if eta_map is not None:
+        # Last, as the autoencoder is not exact, and colours move in whole areas.
+        kept = jnp.repeat(jnp.repeat(eta_map == 1, factor, axis=1), factor, axis=2)
+        result = jnp.where(kept, finish(restored.pre_restored), result)
     stages = (restored.pre_restored, restored.decoded) if layout.stages else ()
     result, *stages = (
         pixels_to_levels(remove_color(image, grey), dtype, truncate=layout.truncate)

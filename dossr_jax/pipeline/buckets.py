@@ -93,7 +93,7 @@ class Buckets:
         return self.unit // self.geometry.factor
 
     def arrange(self, canvas: Canvas, images: Sequence[np.ndarray], places: int) -> Batch:
-        """Images (h, w, 3) of one dtype that fit a class, at most `places`, on their canvases."""
+        """Images (h, w, c) of one dtype that fit a class, at most `places`, on their canvases."""
         filled = [*images, *[images[-1]] * (places - len(images))]
         sides = canvas.height * self.unit_px, canvas.width * self.unit_px
         tiles, count = self.tiles(canvas, [_sides(image) for image in images], places)

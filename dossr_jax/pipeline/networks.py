@@ -105,7 +105,8 @@ class Networks:
 
     def needed_memory(self, call: Call, work: Work, placed: Placed) -> int:
         """Bytes that the program of a batch takes; it is compiled. 0 where it was asked before."""
-        kind = work.canvas, work.places, work.limits, placed.layout, work.part and work.part.measure
+        measure, channels = work.part and work.part.measure, placed.batch[0].shape[-1]
+        kind = work.canvas, work.places, work.limits, placed.layout, measure, channels
         if kind in self._known:
             return 0
         self._known.add(kind)

@@ -21,6 +21,9 @@ from dossr_jax.pipeline.work import Assembly, Job, Part, Work
 # Bytes of pixels that may wait for others to run with.
 _MOST_WAITING = 300 * 10**6
 
+# What images have in common that run together: class, dtype and channels.
+_Kind = tuple[Canvas, np.dtype, int]
+
 
 class Queue:
     """Jobs in, work out.
@@ -37,7 +40,7 @@ class Queue:
         self.again: deque[Job] = deque()
         self.refused: list[tuple[Any, UserError]] = []
         self._networks, self._settings, self._adain = networks, settings, adain
-        self._waiting: dict[tuple[Canvas, np.dtype], list[Job]] = {}
+        self._waiting: dict[_Kind, list[Job]] = {}
         self._merged, self._places = self._plan(sizes)
 
     def works(self, images: Iterable[tuple[Any, np.ndarray]]) -> Iterator[Work | None]:
@@ -69,7 +72,7 @@ class Queue:
         if len(blocks) > 1:
             yield from self._works_of_blocks(job, blocks)
             return
-        kind = self._canvas(job), job.image.dtype
+        kind = self._canvas(job), job.image.dtype, job.image.shape[2]
         self._waiting.setdefault(kind, []).append(job)
         if len(self._waiting[kind]) >= self._most(kind[0]):
             yield self._together(kind)
@@ -133,7 +136,7 @@ class Queue:
         capacity = self._capacity(canvas)
         return min(capacity, self._places.get(canvas, capacity))
 
-    def _together(self, kind: tuple[Canvas, np.dtype]) -> Work:
+    def _together(self, kind: _Kind) -> Work:
         canvas, jobs = kind[0], self._waiting.pop(kind)
         capacity = self._capacity(canvas)
         if len(jobs) > capacity:  # It was more before memory turned out to be short.

@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """An image to restore, uint8 or uint16 (h, w, 3), or a block of one."""
+    """An image to restore, uint8 or uint16 (h, w, 3 or 4), or a block; the fourth is an eta map."""
 
     name: Any
     image: np.ndarray
