@@ -18,7 +18,7 @@ from dossr_jax.config.model import (
     read_model_config,
 )
 from dossr_jax.config.sampler import MAX_STEPS, SAMPLERS, ProcessConfig, SamplerConfig
-from dossr_jax.config.sizes import AREA, UPSCALE
+from dossr_jax.config.sizes import AREA, FILLED, UPSCALE
 from dossr_jax.config.train import (
     DataConfig,
     OptimizerConfig,
@@ -29,6 +29,7 @@ from dossr_jax.config.train import (
 
 __all__ = [
     "AREA",
+    "FILLED",
     "MAX_STEPS",
     "SAMPLERS",
     "TASKS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from dossr_jax.files import Photo, color
 from dossr_jax.pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from dossr_jax.pipeline.maps import EtaMap
     from dossr_jax.pipeline.upscaler import Restored, Upscaler
 
 Name = TypeVar("Name")
@@ -63,12 +64,14 @@ def restore_photos(
     *,
     sizes: Iterable[tuple[int, int]] = (),
     stages: bool = False,
+    map_of: Callable[[Name], EtaMap | None] = lambda name: None,
 ) -> Iterator[tuple[Name, RestoredPhoto | UserError]]:
     """Restore photos as they come, see :meth:`dossr_jax.Upscaler.stream`.
 
     Args:
       photos: pairs (anything hashable that names the photo, photo), read only as far as needed.
       sizes: (h, w) of those to come, as far as they are known. stages: whether they are kept.
+      map_of: gives the map of a photo, of its size; None where all of it is restored.
 
     Yields:
       (name, result, or what prevented it), not necessarily in the order of the input.
@@ -79,7 +82,9 @@ def restore_photos(
         for name, photo in photos:
             lr, working = color.to_working(photo)
             waiting[name] = photo, working
-            yield name, lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
+            lr = lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
+            eta_map = map_of(name)
+            yield name, lr if eta_map is None else eta_map.laid_over(lr)
 
     for name, result in upscaler.stream(colors(), settings, sizes=sizes, stages=stages):
         photo, working = waiting.pop(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ from PIL import Image
 from dossr_jax import files
 from dossr_jax.errors import UserError
 from dossr_jax.files import Photo, color
+from dossr_jax.pipeline.maps import EtaMap, as_map
 
 ImageLike = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
 Result = np.ndarray | Image.Image
@@ -41,6 +42,26 @@ def as_photo(image: ImageLike) -> tuple[Photo, Callable[[Photo], Result]]:
     if isinstance(image, np.ndarray | jax.Array):
         return _of_array(np.asarray(image))
     return files.read_photo(image), as_array
+
+
+def as_maps(eta_map: Any, mask: Any, sizes: Sequence[tuple[int, int]]) -> list[EtaMap | None]:
+    """The maps of pictures (h, w), given for one or for all, or else a mask.
+
+    Raises:
+      UserError: both are given, or not one per picture, or one that does not fit its picture.
+    """
+    if eta_map is not None and mask is not None:
+        raise UserError("eta_map and mask: a mask is a map by itself; give one of them")
+    name, given = ("eta_map", eta_map) if mask is None else ("mask", mask)
+    sources = [given] * len(sizes) if given is None or is_single(given) else list(given)
+    if len(sources) != len(sizes):
+        raise UserError(
+            f"{name}: {len(sources)} for {len(sizes)} images; give one for all, or one per image"
+        )
+    return [
+        None if source is None else as_map(as_photo(source)[0], name, size, mask=mask is not None)
+        for source, size in zip(sources, sizes, strict=True)
+    ]
 
 
 def as_array(photo: Photo) -> np.ndarray:

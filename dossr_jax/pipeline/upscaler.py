@@ -22,9 +22,10 @@ from dossr_jax.errors import UserError
 from dossr_jax.method import Controls, KeyNoise
 from dossr_jax.pipeline.buckets import Buckets
 from dossr_jax.pipeline.limits import Limits
+from dossr_jax.pipeline.maps import check_maps
 from dossr_jax.pipeline.networks import Call, Networks
 from dossr_jax.pipeline.photos import restore_photos
-from dossr_jax.pipeline.pictures import ImageLike, Result, as_photo, is_single
+from dossr_jax.pipeline.pictures import ImageLike, Result, as_maps, as_photo, is_single
 from dossr_jax.pipeline.queueing import Queue
 from dossr_jax.pipeline.settings import (
     BUILT_IN,
@@ -177,13 +178,23 @@ class Upscaler:
         return settings
 
     def restore(
-        self, images: ImageLike | Sequence[ImageLike], **settings: Any
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        eta_map: ImageLike | Sequence[ImageLike | None] | None = None,
+        mask: ImageLike | Sequence[ImageLike | None] | None = None,
+        **settings: Any,
     ) -> Result | list[Result]:
         """Restore one image or several.
 
         Args:
           images: file names, open files, bytes of files, PIL images, or arrays (h, w) or
             (h, w, 1 to 4) of uint8, uint16 or floats in [0, 1]; any size from 1x1 up.
+          eta_map: how much of every pixel is kept, a grey image of the same size in any of these
+            forms, from black, restored as without a map, to white: there the result is that of
+            `diffuse=False`, before it is resampled to another scale. One for all images, or one
+            per image, of which some may be None.
+          mask: white, from mid grey on, where a model that inpaints is to fill; all else is kept.
           **settings: see :meth:`settings`.
 
         Returns:
@@ -198,8 +209,13 @@ class Upscaler:
         given: list[Any] = [images] if single else list(images)  # pyright: ignore[reportArgumentType]
         photos, finish = zip(*map(as_photo, given), strict=True) if given else ((), ())
         results = {}
-        chosen, sizes = self.settings(**settings), [photo.pixels.shape[:2] for photo in photos]
-        for index, result in restore_photos(self, enumerate(photos), chosen, sizes=sizes):
+        chosen, sizes = self.settings(**settings), [(photo.height, photo.width) for photo in photos]
+        maps = as_maps(eta_map, mask, sizes)
+        if any(maps):
+            check_maps(self.system, self.config, chosen, mask=mask is not None)
+        for index, result in restore_photos(
+            self, enumerate(photos), chosen, sizes=sizes, map_of=maps.__getitem__
+        ):
             if isinstance(result, UserError):
                 raise result
             for note in result.restored.notes:
@@ -222,8 +238,9 @@ class Upscaler:
         time from there on, as the notes of a result say.
 
         Args:
-          images: pairs (anything that names the image, uint8 or uint16 array (h, w, 3)). Read only
-            as far as needed; those that wait for others to run with take 300 MB at most.
+          images: pairs (anything that names the image, uint8 or uint16 array (h, w, 3), or with an
+            eta map (h, w, 4)). Read only as far as needed; those that wait for others to run with
+            take 300 MB at most.
           sizes: (h, w) of images to come, as far as they are known; then few programs are compiled
             and batches are full.
           stages: whether results have their stages, see :class:`Restored`.

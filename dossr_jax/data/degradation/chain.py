@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dossr_jax.config import FILLED
 from dossr_jax.data.degradation import filters
 from dossr_jax.data.degradation import noise as noise_lib
 from dossr_jax.data.degradation import resize as resize_lib
-from dossr_jax.data.degradation.holes import FILLED, hole_mask
+from dossr_jax.data.degradation.holes import hole_mask
 from dossr_jax.data.degradation.jpeg import jpeg
 from dossr_jax.data.degradation.plan import Blur, Jpeg, Plan, draw_plan
 from dossr_jax.data.degradation.presets import Preset, ResizeOdds

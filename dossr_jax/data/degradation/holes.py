@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from dossr_jax.data.degradation.presets import HoleOdds
 
-# Level of what is missing.
-FILLED = 128 / 255
 # One stroke, drawn or not, for every square of this side, so that large images have more of them.
 _SQUARE = 40
 _DRAWS = 6
