@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from helpers.models import TINY, tiny_model
 from helpers.solvers import SCHEDULE, denoise, draws
+from PIL import Image
 
 from dossr_jax.config import SamplerConfig
 from dossr_jax.diffusion.process import toward_lr
 from dossr_jax.diffusion.schedule import Schedule, make_schedule, make_timesteps
 from dossr_jax.diffusion.solver import cast, make_table, pad_table, sample
+from dossr_jax.errors import UserError
+from dossr_jax.files import Photo
 from dossr_jax.method import Controls, KeyNoise, Restoration
+from dossr_jax.pipeline import Upscaler
+from dossr_jax.pipeline.maps import as_map
 from dossr_jax.restore import Layout, restore, split
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -134,3 +139,152 @@ def test_kept_latents_are_those_of_the_picture(networks):
         kept = run(networks, canvases(1.0, 1.0), keep=True, fidelity=fidelity)
         x0, x_lr = np.asarray(kept.path.x0[:3]), np.asarray(kept.condition.x_lr)
         np.testing.assert_array_equal(x0, np.broadcast_to(x_lr, x0.shape))
+
+
+# --- pictures -------------------------------------------------------------------------------
+
+
+def picture(height: int, width: int, seed: int = 0, dtype: type = np.uint8) -> np.ndarray:
+    """Smooth random colours with some noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 16
+    waves = np.stack([np.sin(a * x + b * y + c) for a, b, c in rng.uniform(0, 3, (3, 3))], -1)
+    levels = np.clip(0.5 + 0.35 * waves + 0.03 * rng.normal(size=waves.shape), 0, 1)
+    return np.round(levels * np.iinfo(dtype).max).astype(dtype)
+
+
+def left_half(height: int, width: int, level: int = 255) -> np.ndarray:
+    """A map that keeps the left half."""
+    eta_map = np.zeros((height, width), np.uint8)
+    eta_map[:, : width // 2] = level
+    return eta_map
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> Upscaler:
+    return Upscaler(tiny_model(), tile=128, devices=jax.devices()[:1])
+
+
+def assert_same_picture(a: np.ndarray, b: np.ndarray, most: int = 1) -> None:
+    """At most one level apart, 99.9 % of the values equal: float rounding, nothing else."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    apart = np.abs(a.astype(int) - b.astype(int))
+    assert apart.max() <= most and (apart > 0).mean() <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_kept_half_is_that_without_diffusion_and_the_other_is_restored(upscaler, dtype):
+    image = picture(24, 30, dtype=dtype)
+    half = upscaler.restore(image, eta_map=left_half(24, 30), steps=2)
+    plain, free = (upscaler.restore(image, steps=2, diffuse=d) for d in (False, True))
+    # Of 16 bits float32 leaves a level here and there.
+    assert_same_picture(half[:, :60], plain[:, :60], most=1 if dtype == np.uint8 else 2)
+    levels = 2.0 * np.iinfo(dtype).max / 255
+    apart = np.abs(half.astype(float) - plain)[:, 64:].mean()
+    assert apart > levels and np.abs(half.astype(float) - free)[:, :56].mean() > levels
+
+
+def test_a_black_map_is_none_bit_for_bit(upscaler):
+    image = picture(24, 30)
+    expected = upscaler.restore(image, steps=2)
+    found = upscaler.restore(image, eta_map=np.zeros((24, 30)), steps=2)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_a_map_restores_in_full_is_what_no_map_restores(upscaler):
+    """Its corner alone is kept, by a share that changes no level: the program with maps runs."""
+    image, eta_map = picture(24, 30), np.zeros((24, 30), np.uint8)
+    eta_map[0, 0] = 1
+    found = upscaler.restore(image, eta_map=eta_map, steps=2)
+    assert_same_picture(found[16:], upscaler.restore(image, steps=2)[16:])
+
+
+@pytest.mark.parametrize("fidelity", [0.0, 0.5])
+def test_an_even_grey_is_a_fidelity(upscaler, fidelity):
+    """k of a map and f make f + k (1 - f)."""
+    image, k = picture(24, 30), 102 / 255
+    even = upscaler.restore(image, eta_map=np.full((24, 30), k), steps=2, fidelity=fidelity)
+    both = fidelity + k * (1 - fidelity)
+    assert_same_picture(even, upscaler.restore(image, steps=2, fidelity=both))
+
+
+def test_maps_have_any_form_of_a_picture(upscaler, tmp_path):
+    """Files of 8 and 16 bits, turned ones too, floats, arrays with a channel and images."""
+    image = picture(24, 30)
+    levels = left_half(24, 30, 204)
+    Image.fromarray(levels).save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # rows of the file are columns of the picture
+    Image.fromarray(np.ascontiguousarray(np.rot90(levels))).save(tmp_path / "t.png", exif=turned)
+    forms = [
+        tmp_path / "8.png",
+        tmp_path / "16.png",
+        str(tmp_path / "t.png"),
+        levels / 255,
+        np.repeat(levels[..., None], 3, -1),
+        Image.fromarray(levels),
+    ]
+    first, *others = (upscaler.restore(image, eta_map=form, steps=2) for form in [levels, *forms])
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_images_with_and_without_maps_are_restored_together(upscaler):
+    images = [picture(24, 30, seed) for seed in range(3)]
+    maps = [left_half(24, 30), None, left_half(24, 30, 100)]
+    together = upscaler.restore(images, eta_map=maps, steps=2, batch_size=4)
+    for image, eta_map, found in zip(images, maps, together, strict=True):
+        assert_same_picture(found, upscaler.restore(image, eta_map=eta_map, steps=2))
+    shared = upscaler.restore(images[:2], eta_map=maps[0], steps=2)
+    assert_same_picture(shared[0], together[0])
+
+
+def test_what_cannot_be_is_said_in_one_line(upscaler):
+    image = picture(8, 12)
+    coloured = picture(8, 12, 1)
+    see_through = np.zeros((8, 12, 2), np.uint8)
+    for options, words in (
+        ({"eta_map": np.zeros((12, 8))}, "eta_map: 8x12 pixels, the picture has 12x8"),
+        ({"eta_map": coloured}, "eta_map: has colours"),
+        ({"eta_map": see_through}, "eta_map: transparent in part"),
+        ({"eta_map": [None, None]}, "eta_map: 2 for 1 images"),
+        ({"mask": np.zeros((9, 12))}, "mask: 12x9 pixels, the picture has 12x8"),
+        ({"mask": np.ones((8, 12))}, "mask: this model of DoSSR fills nothing"),
+        ({"mask": image, "eta_map": image}, "give one of them"),
+        ({"eta_map": np.ones((8, 12)), "diffuse": False}, "without diffusion all is kept"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            upscaler.restore(image, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_models_without_a_process_refuse_maps():
+    rrdb = Upscaler.from_pretrained("realesrgan-anime", devices=jax.devices()[:1])
+    with pytest.raises(UserError, match="eta map: .* reads none, only DoSSR"):
+        rrdb.restore(picture(8, 8), eta_map=np.ones((8, 8)))
+
+
+# --- masks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_hides_what_is_to_be_filled_and_keeps_all_else(dtype):
+    """From mid grey on it fills; the hole is mid grey, as in training, whatever was there."""
+    most = np.iinfo(dtype).max
+    image = picture(4, 6, dtype=dtype)
+    levels = np.zeros((4, 6), np.uint8)
+    levels[1, 2:4] = 127, 128
+    levels[2, 2:4] = 255
+    made = as_map(Photo(levels[..., None]), "mask", (4, 6), mask=True).laid_over(image)
+    hole = levels >= 128
+    assert made.dtype == dtype
+    np.testing.assert_array_equal(made[..., 3], np.where(hole, 0, most))
+    np.testing.assert_array_equal(made[~hole, :3], image[~hole])
+    assert (made[hole, :3] == round(128 / 255 * most)).all()
+
+
+def test_a_mask_over_all_of_a_picture_leaves_nothing_to_keep():
+    white = np.full((4, 6, 1), 255, np.uint8)
+    made = as_map(Photo(white), "mask", (4, 6), mask=True).laid_over(picture(4, 6))
+    assert made.shape == (4, 6, 3) and (made == 128).all()

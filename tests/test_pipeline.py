@@ -50,6 +50,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     )
 
 
+def stripes(height: int, width: int) -> np.ndarray:
+    """A map that keeps all, half and nothing in turns."""
+    return np.broadcast_to(np.arange(width) // 21 % 3 / 2, (height, width))
+
+
 @pytest.fixture(scope="module")
 def upscaler() -> Upscaler:
     return Upscaler(tiny_model(), tile=TILE, devices=jax.devices()[:1])
@@ -151,10 +156,12 @@ def test_result_depends_on_the_seed_and_repeats_with_it(upscaler):
     assert_same_picture(both[1], other)
 
 
-def test_tiles_of_a_pointwise_network_equal_the_whole(monkeypatch):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tiles_of_a_pointwise_network_equal_the_whole(mapped, monkeypatch):
     """Where no network looks beyond a position, tiling is exact: nothing is lost or doubled."""
     model, image = pointwise(monkeypatch), picture(60, 75)
-    settings = {"color_fix": "none", "steps": 3}
+    eta_map = stripes(60, 75) if mapped else None
+    settings = {"color_fix": "none", "steps": 3, "eta_map": eta_map}
     whole = Upscaler(model, tile=0, devices=jax.devices()[:1]).restore(image, **settings)
     tiled = Upscaler(model, tile=TILE, devices=jax.devices()[:1]).restore(image, **settings)
     restore_module.restore.clear_cache()
@@ -394,13 +401,24 @@ def pointwise(monkeypatch):
     return model
 
 
-@pytest.mark.parametrize("fix", ["none", pytest.param("adain", marks=pytest.mark.slow)])
-def test_blocks_have_the_noise_and_the_moments_of_the_whole_photo(fix, monkeypatch):
+@pytest.mark.parametrize(
+    ("fix", "mapped"),
+    [
+        ("none", False),
+        ("none", True),
+        pytest.param("adain", False, marks=pytest.mark.slow),
+        pytest.param("adain", True, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_have_the_noise_and_the_moments_of_the_whole_photo(fix, mapped, monkeypatch):
     """So that of networks that look at a position alone they give the same, to a level."""
     model, image = pointwise(monkeypatch), picture(100, 200)
+    eta_map = stripes(100, 200) if mapped else None
     whole, parts = (Upscaler(model, tile=TILE, devices=jax.devices()[:1]) for _ in range(2))
     parts._networks.limits = dataclasses.replace(parts._networks.limits, side=4 * 160)
-    wanted, got = (made.restore(image, color_fix=fix, steps=2) for made in (whole, parts))
+    wanted, got = (
+        made.restore(image, eta_map=eta_map, color_fix=fix, steps=2) for made in (whole, parts)
+    )
     restore_module.restore.clear_cache()
     assert len(parts._networks._known) == (1 if fix == "none" else 2)
     difference = np.abs(got.astype(int) - wanted)
