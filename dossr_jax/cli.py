@@ -19,6 +19,7 @@ from dossr_jax.errors import BAD_INPUT, UserError
 from dossr_jax.folder import preview
 from dossr_jax.folder.finding import Found, Problems, find
 from dossr_jax.folder.manifest import NAME, Manifest
+from dossr_jax.folder.maps import MapFile, maps_of
 from dossr_jax.folder.model import (
     factor_of_model,
     hash_of_model,
@@ -40,6 +41,7 @@ examples:
   python infer.py album/ --output restored --dry-run
   python infer.py photo.jpg --output restored --model dossr.safetensors --dtype bfloat16
   python infer.py photo.jpg --output restored --start noise --order 1 --steps 50
+  python infer.py album/ --output restored --eta-map maps/
 
 Results keep the name of their input and, below a folder, its place. {NAME} beside them lists
 what they were made from: the same command again restores what is new, has changed or is missing.
@@ -117,6 +119,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave model, settings and version out of the results' metadata",
     )
+    kept = parser.add_argument_group(
+        "what is kept",
+        "Each names a grey image of the size of the input, or a folder with one of the same name\n"
+        "for every input, in the same subfolders.",
+    ).add_mutually_exclusive_group()
+    kept.add_argument(
+        "--eta-map",
+        metavar="PATH",
+        type=Path,
+        help="how much of every pixel is kept: white as the pre-restorer enlarges it, black is "
+        "restored as without a map, and greys are between; see docs/fidelity.md",
+    )
+    kept.add_argument(
+        "--mask",
+        metavar="PATH",
+        type=Path,
+        help="white, from mid grey on, is filled, whatever the input has there, and all else is "
+        "kept; for models that inpaint",
+    )
     results.add_argument(
         "--task",
         choices=TASKS,
@@ -183,6 +204,7 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
         parameters,
         scale=settings.scale,
         overwrite=args.overwrite,
+        maps=request.maps,
         factor=request.factor,
     )
     check_room(tasks, args.output)
@@ -210,18 +232,19 @@ def restore(args: argparse.Namespace, engine: Engine) -> int:
 @dataclasses.dataclass
 class _Request:
     """What is asked for: settings, hashes of models by name, what the model makes of a pixel,
-    inputs and names of results."""
+    inputs, their maps and names of results."""
 
     fields: dict[str, Any]
     hashes: dict[str, str]
     factor: int
     found: Found
+    maps: list[MapFile | UserError] | None
     names: list[tuple[Path, tuple[Path, ...]]]
 
 
 def _check(args: argparse.Namespace, problems: Problems) -> _Request:
     """All that can be told without the model; meaningful where there are no problems."""
-    fields, hashes, factor, names = {}, {}, UPSCALE, []
+    fields, hashes, factor, maps, names = {}, {}, UPSCALE, None, []
     with problems.collected():
         fields = options.picture_fields(args)
     with problems.collected():
@@ -236,9 +259,12 @@ def _check(args: argparse.Namespace, problems: Problems) -> _Request:
         factor = factor_of_model(args.model)
     found = find(args.input, args.output, problems)
     with problems.collected():
+        if place := args.eta_map or args.mask:
+            maps = maps_of(found.inputs, place, mask=args.mask is not None)
+    with problems.collected():
         naming = _naming(args, {"scale": factor} | fields)
         names = name_results(found, naming, args.output, args.save_stages * STAGES, problems)
-    return _Request(fields, hashes, factor, found, names)
+    return _Request(fields, hashes, factor, found, maps, names)
 
 
 def _tell(problems: Sequence[UserError]) -> int:

@@ -13,6 +13,7 @@ from dossr_jax.folder.planning import Task
 from dossr_jax.folder.progress import Outcome, Progress
 from dossr_jax.folder.run import Job, Run
 from dossr_jax.pipeline import Settings
+from dossr_jax.pipeline.maps import check_maps
 
 if TYPE_CHECKING:
     from dossr_jax.pipeline import Upscaler
@@ -122,5 +123,7 @@ def load(args: argparse.Namespace, fields: dict[str, Any]) -> tuple[Upscaler, Se
     """
     upscaler = options.load(args)
     settings = upscaler.settings(**fields)
+    if (args.eta_map or args.mask) is not None:
+        check_maps(upscaler.system, upscaler.config, settings, mask=args.mask is not None)
     next(upscaler.stream((), settings), None)  # raises for a prompt that the model cannot have
     return upscaler, settings

@@ -9,7 +9,7 @@ from helpers.models import tiny_model
 from PIL import Image
 
 from dossr_jax import cli, image_io, systems, weights
-from dossr_jax.pipeline import memory
+from dossr_jax.pipeline import Upscaler, memory
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,68 @@ def test_impossible_options(run, photos, options):
     status, results, err = run(photos, options=options)
     assert (status, results) == (2, {})
     assert_one_error(err)
+
+
+# --- maps -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def maps(photos, tmp_path):
+    """A map of every photo, below a folder: white keeps all of a.png and sub/c.png."""
+    folder = tmp_path / "maps"
+    (folder / "sub").mkdir(parents=True)
+    for name, (height, width), level in (
+        ("a.tif", (9, 12), 255),
+        ("b.png", (16, 8), 0),
+        ("sub/c.png", (5, 5), 255),
+    ):
+        Image.fromarray(np.full((height, width), level, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_a_folder_of_maps_says_what_of_every_photo_is_kept(run, model_file, photos, maps):
+    status, kept, _ = run(photos, options=["--eta-map", str(maps)])
+    assert status == 0
+    kept = {name: image_io.read_image(path) for name, path in kept.items()}
+    _, free, _ = run(photos)
+    free = {name: image_io.read_image(path) for name, path in free.items()}
+    upscaler = Upscaler.from_pretrained(model_file, tile=128)
+    np.testing.assert_array_equal(kept["b.png"], free["b.png"])
+    for name in ("a.png", "sub/c.png"):
+        assert (kept[name] != free[name]).mean() > 0.5
+        plain = upscaler.restore(photos / name, diffuse=False).astype(int)
+        assert np.abs(kept[name] - plain).max() <= 1  # of another program
+
+
+def test_a_result_is_made_again_where_its_map_has_changed(run, photos, maps):
+    options = ["--eta-map", str(maps / "a.tif")]
+    _, results, _ = run(photos / "a.png", options=options)
+    with Image.open(results["a.png"]) as image:
+        assert "eta map a.tif" in image.text["Parameters"]
+    before = results["a.png"].stat().st_mtime_ns
+    assert run(photos / "a.png", options=options)[0] == 0
+    assert results["a.png"].stat().st_mtime_ns == before
+    Image.fromarray(np.full((9, 12), 254, np.uint8)).save(maps / "a.tif")
+    assert run(photos / "a.png", options=options)[0] == 0
+    assert results["a.png"].stat().st_mtime_ns != before
+
+
+def test_a_photo_without_its_map_stops_no_other(run, photos, maps):
+    (maps / "a.tif").unlink()
+    Image.new("L", (8, 17)).save(maps / "b.png")
+    status, results, err = run(photos, options=["--eta-map", str(maps)])
+    assert status == 2 and set(results) == {"sub/c.png"}
+    errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "a.png" in errors[0] and "has no image a.png for it; add one" in errors[0]
+    assert "b.png: 8x17 pixels, the picture has 8x16" in errors[1]
+
+
+def test_maps_that_cannot_be(run, photos, maps, tmp_path):
+    for options, words in (
+        (["--eta-map", str(tmp_path / "none")], ("none: no such file or folder",)),
+        (["--mask", str(maps)], ("mask: this model of DoSSR fills nothing",)),
+    ):
+        status, results, err = run(photos, options=options)
+        assert (status, results) == (2, {})
+        assert_one_error(err, *words)

@@ -447,7 +447,7 @@ def test_photos_that_can_run_together_follow_each_other(album, tmp_path, monkeyp
     monkeypatch.setattr(NoModel, "kind", lambda self, height, width: max(height, width) > 60)
     seen = {}
 
-    def restore_photos(*arguments, sizes, stages):
+    def restore_photos(*arguments, sizes, stages, map_of):
         seen.update(sizes=sizes, stages=stages)
         return enlarge(*arguments)
 

@@ -53,6 +53,7 @@ class Record:
       parameters: the model, its hash and the settings, see :class:`Parameters`.
       width, height, bytes: of the result. seconds: it took.
       notes: what was assumed or lost, or the error.
+      eta_map: the mark of the map that says what is kept, if there is one.
     """
 
     output: str
@@ -66,6 +67,7 @@ class Record:
     bytes: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    eta_map: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dossr_jax.errors import UserError
 from dossr_jax.files.formats import RAW_SUFFIXES
 from dossr_jax.folder.finding import Input, suffix_of
 from dossr_jax.folder.manifest import Manifest, Parameters, Record, content_of
+from dossr_jax.folder.maps import MapFile
 from dossr_jax.image_io import output_size
 from dossr_jax.pipeline.blocks import SIDE
 from dossr_jax.pipeline.memory import check_memory
@@ -41,6 +42,7 @@ class Task:
       probe: None where the header was not read or cannot be.
       size: (width, height) of the result; None like `probe`.
       disk: rough bytes of the result; 0 where unknown.
+      eta_map: says what of the input is kept; None where all of it is restored.
       factor: pixels that the networks make per pixel of the input, along each side.
     """
 
@@ -52,6 +54,7 @@ class Task:
     probe: files.Probe | None = None
     size: tuple[int, int] | None = None
     disk: float = 0.0
+    eta_map: MapFile | None = None
     factor: int = UPSCALE
 
     @property
@@ -76,9 +79,12 @@ def plan(
     *,
     scale: float,
     overwrite: bool,
+    maps: Sequence[MapFile | UserError] | None = None,
     factor: int = UPSCALE,
 ) -> list[Task]:
     """The task of every input; writes nothing.
+
+    `maps`: one per input, or why there is none, where there are to be any.
 
     Results of another input, or that someone changed, or that no manifest lists, are kept unless
     `overwrite` is set. `manifest` learns new times and places of inputs whose content is the same.
@@ -86,8 +92,13 @@ def plan(
     """
     ours = {relative_to(item.path, manifest.folder) for item in inputs}
     tasks = []
-    for item, (target, stages) in zip(inputs, names, strict=True):
+    given = [None] * len(inputs) if maps is None else maps
+    for item, (target, stages), eta_map in zip(inputs, names, given, strict=True):
         task = Task(item, target, stages, "restore", factor=factor)
+        if isinstance(eta_map, UserError):
+            tasks.append(dataclasses.replace(task, action="impossible", reason=str(eta_map)))
+            continue
+        task = dataclasses.replace(task, eta_map=eta_map)
         record = manifest.records.get(target.as_posix())
         if record and _is_done(task, record, manifest, parameters):
             task = dataclasses.replace(task, action="unchanged")
@@ -108,7 +119,7 @@ def relative_to(path: Path, folder: Path) -> str:
 
 
 def _is_done(task: Task, record: Record, manifest: Manifest, parameters: Parameters) -> bool:
-    """Whether the result is there, complete, and of this input and these parameters."""
+    """Whether the result is there, complete, and of this input, map and parameters."""
     if (
         record.status != "restored"
         or record.parameters != dataclasses.asdict(parameters)
@@ -124,7 +135,8 @@ def _is_done(task: Task, record: Record, manifest: Manifest, parameters: Paramet
         if (status.st_size, status.st_mtime_ns) != (content.bytes, content.mtime_ns):
             content = content_of(path)
         place = relative_to(path, manifest.folder)
-        if content.sha256 == record.content.sha256:
+        mark = "" if task.eta_map is None else task.eta_map.mark()
+        if content.sha256 == record.content.sha256 and record.eta_map == mark:
             known = dataclasses.replace(record, content=content, input=place)
             manifest.records[record.output] = known
             return True

@@ -20,6 +20,7 @@ from dossr_jax.pipeline import RestoredPhoto, Settings, restore_photos
 
 if TYPE_CHECKING:
     from dossr_jax.pipeline import Upscaler
+    from dossr_jax.pipeline.maps import EtaMap
 
 # Fields of RestoredPhoto that --save-stages saves under their names.
 STAGES = ("pre_restored", "decoded")
@@ -106,11 +107,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A task whose input was read: the name of its photo on the way through the device."""
+    """A task whose input was read: the name of its photo on the way through the device.
+
+    eta_map, mark: of its map, if it has one.
+    """
 
     task: Task
     content: Content
     notes: tuple[str, ...]
+    eta_map: EtaMap | None
+    mark: str
 
 
 @dataclasses.dataclass
@@ -152,6 +158,7 @@ class Run:
                 self.job.settings,
                 sizes=[(task.probe.height, task.probe.width) for task in todo if task.probe],
                 stages=any(task.stages for task in todo),
+                map_of=lambda read: read.eta_map,
             ):
                 self._hand_over(read.task, read, restored)
             if self._last:
@@ -184,8 +191,8 @@ class Run:
         self._last = self._writer.submit(self._finish, task, read, outcome)
 
     def _finish(self, task: Task, read: _Read | None, outcome: RestoredPhoto | UserError) -> None:
-        content = read.content if read else None
-        record = dataclasses.replace(self.job.record(task), content=content)
+        content, mark = (read.content, read.mark) if read else (None, "")
+        record = dataclasses.replace(self.job.record(task), content=content, eta_map=mark)
         try:
             if read is None or isinstance(outcome, UserError):
                 raise UserError(str(outcome))
@@ -203,9 +210,9 @@ class Run:
             if photo is None:
                 path = task.input.path
                 raise UserError(f"{path}: too large for --save-stages; leave it out")
-            files.write_photo(folder / file, self._marked(photo), quality=quality)
+            files.write_photo(folder / file, self._marked(task, photo), quality=quality)
         path = folder / task.target
-        lost = files.write_photo(path, self._marked(restored.photo), quality=quality)
+        lost = files.write_photo(path, self._marked(task, restored.photo), quality=quality)
         return dataclasses.replace(
             record,
             status="restored",
@@ -216,7 +223,7 @@ class Run:
             notes=(*read.notes, *lost, *restored.restored.notes),
         )
 
-    def _marked(self, photo: Photo) -> Photo:
+    def _marked(self, task: Task, photo: Photo) -> Photo:
         """With the metadata that are asked for."""
         metadata = photo.metadata
         if self.job.writing.strip:
@@ -224,6 +231,8 @@ class Run:
         if self.job.writing.record:
             others = (entry for entry in metadata.text if entry[0] != PARAMETERS)
             text = self.job.parameters.text()
+            if task.eta_map is not None:
+                text += f", {task.eta_map}"
             metadata = dataclasses.replace(metadata, text=(*others, (PARAMETERS, text)))
         return dataclasses.replace(photo, metadata=metadata)
 
@@ -247,9 +256,12 @@ def _read(task: Task) -> tuple[_Read, Photo] | UserError:
     try:
         content = content_of(path)
         photo = files.read_photo(path)
+        eta_map, mark = None, ""
+        if task.eta_map is not None:
+            eta_map, mark = task.eta_map.read((photo.height, photo.width)), task.eta_map.mark()
     except Exception as error:  # Decoders raise almost anything on damaged data.
         return UserError(_line(task, error))
-    return _Read(task, content, photo.notes), photo
+    return _Read(task, content, photo.notes, eta_map, mark), photo
 
 
 def _failed(record: Record, task: Task, error: Exception) -> Record:

@@ -29,5 +29,8 @@ def share_out(tasks: Sequence[Task], processes: int) -> list[list[Task]]:
 
 def elsewhere(task: Task) -> Task:
     """The same for a process with another working directory."""
-    path = task.input.path.absolute()
-    return dataclasses.replace(task, input=dataclasses.replace(task.input, path=path))
+    path, eta_map = task.input.path.absolute(), task.eta_map
+    if eta_map is not None:
+        eta_map = dataclasses.replace(eta_map, path=eta_map.path.absolute())
+    item = dataclasses.replace(task.input, path=path)
+    return dataclasses.replace(task, input=item, eta_map=eta_map)

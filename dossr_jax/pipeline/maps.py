@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dossr_jax.systems import System
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EtaMap:
     """How much of every pixel of a picture is kept.
 
