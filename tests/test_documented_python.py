@@ -76,6 +76,7 @@ def test_blocks_that_restore_a_photo(run):
     assert run("docs/quickstart.md:0")["large"].shape == (24, 32, 3)
     assert run("docs/tasks.md:0")["clean"].shape[2] == 3
     assert len(run("docs/fidelity.md:0")["steps"]) == 3
+    assert run("docs/fidelity.md:1")["result"].shape == (48, 64, 3)
 
 
 def test_programs_are_kept_when_asked_for(run, upscaler):
