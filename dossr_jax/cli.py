@@ -128,15 +128,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--eta-map",
         metavar="PATH",
         type=Path,
-        help="how much of every pixel is kept: white as the pre-restorer enlarges it, black is "
-        "restored as without a map, and greys are between; see docs/fidelity.md",
+        help="how much of every pixel is kept: white is, as it is or as the pre-restorer enlarges "
+        "it, black is restored as without a map, and greys are between; see docs/fidelity.md",
     )
     kept.add_argument(
         "--mask",
         metavar="PATH",
         type=Path,
         help="white, from mid grey on, is filled, whatever the input has there, and all else is "
-        "kept; for models that inpaint",
+        "kept; of models for --task inpaint, which it stands for",
     )
     results.add_argument(
         "--task",
@@ -155,6 +155,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
       UserError: the model is not there or not for the task.
     """
     args = parser.parse_args(arguments)
+    if args.mask is not None and args.task is None:
+        args.task = "inpaint"
     args.model = model_for_task(args.model, args.task)
     return args
 

@@ -1,15 +1,18 @@
 """The command line: every picture gets its result, every mistake one line and exit status 2."""
 
+import dataclasses
 import errno
 import os
 
 import numpy as np
 import pytest
-from helpers.models import tiny_model
+from helpers.models import randomised, tiny_model
+from helpers.systems import small_config
 from PIL import Image
 
 from dossr_jax import cli, image_io, systems, weights
 from dossr_jax.pipeline import Upscaler, memory
+from dossr_jax.systems.task import TaskModel
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +271,24 @@ def test_a_photo_without_its_map_stops_no_other(run, photos, maps):
 def test_maps_that_cannot_be(run, photos, maps, tmp_path):
     for options, words in (
         (["--eta-map", str(tmp_path / "none")], ("none: no such file or folder",)),
-        (["--mask", str(maps)], ("mask: this model of DoSSR fills nothing",)),
+        (["--mask", str(maps)], ("not a model for task inpaint",)),
     ):
         status, results, err = run(photos, options=options)
         assert (status, results) == (2, {})
         assert_one_error(err, *words)
+
+
+def test_a_mask_says_what_a_model_that_inpaints_fills(run, photos, tmp_path):
+    config = dataclasses.replace(small_config("task"), task="inpaint")
+    model = tmp_path / "inpaint.safetensors"
+    systems.save_model(model, randomised(lambda rngs: TaskModel(config, rngs=rngs)))
+    mask = np.zeros((9, 12), np.uint8)
+    mask[2:7, 3:9] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    status, results, _ = run(
+        photos / "a.png", options=["--mask", str(tmp_path / "mask.png")], model=model
+    )
+    filled, image = (image_io.read_image(p) for p in (results["a.png"], photos / "a.png"))
+    assert status == 0
+    np.testing.assert_array_equal(filled[mask == 0], image[mask == 0])
+    assert (filled[mask > 0] != image[mask > 0]).mean() > 0.5

@@ -37,8 +37,22 @@ class EtaMap:
         if self.fills:
             grey = round(FILLED * np.iinfo(colors.dtype).max)
             colors = np.where(self.levels[..., None] == 0, colors.dtype.type(grey), colors)
-        levels = requantize(self.levels, 8 * colors.itemsize)
-        return np.concatenate([colors, levels[..., None]], axis=-1) if levels.any() else colors
+        levels = self._levels_of(colors)
+        return np.concatenate([colors, levels], axis=-1) if levels.any() else colors
+
+    def with_kept(self, result: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        """A result (h, w, c) of the size of a picture with what is kept of its colours.
+
+        Bit for bit, where conversions between colour spaces would round, and under transparency.
+        One of another size comes back as it is.
+        """
+        if result.shape != colors.shape:
+            return result
+        return np.where(self._levels_of(colors) == np.iinfo(colors.dtype).max, colors, result)
+
+    def _levels_of(self, colors: np.ndarray) -> np.ndarray:
+        """The levels (h, w, 1) in the dtype of colours."""
+        return requantize(self.levels, 8 * colors.itemsize)[..., None]
 
 
 def as_map(photo: Photo, name: str, sides: tuple[int, int], *, mask: bool) -> EtaMap:

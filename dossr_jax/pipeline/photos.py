@@ -76,22 +76,24 @@ def restore_photos(
     Yields:
       (name, result, or what prevented it), not necessarily in the order of the input.
     """
-    waiting: dict[Name, tuple[Photo, color.Working]] = {}
+    waiting: dict[Name, tuple[Photo, color.Working, EtaMap | None]] = {}
 
     def colors() -> Iterator[tuple[Name, np.ndarray]]:
         for name, photo in photos:
             lr, working = color.to_working(photo)
-            waiting[name] = photo, working
-            lr = lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
             eta_map = map_of(name)
+            waiting[name] = photo, working, eta_map
+            lr = lr if photo.alpha is None else fill_transparent(lr, photo.alpha)
             yield name, lr if eta_map is None else eta_map.laid_over(lr)
 
     for name, result in upscaler.stream(colors(), settings, sizes=sizes, stages=stages):
-        photo, working = waiting.pop(name)
+        photo, working, eta_map = waiting.pop(name)
         if isinstance(result, UserError):
             yield name, result
             continue
         pixels = working.to_own(result.image, photo.bits)
+        if eta_map is not None and upscaler.geometry.factor == 1:
+            pixels = eta_map.with_kept(pixels, photo.colors)
         if photo.alpha is not None:
             alpha = _restore_alpha(upscaler, photo.alpha, settings)
             if isinstance(alpha, UserError):
