@@ -27,7 +27,7 @@ from dossr_jax.errors import UserError
 from dossr_jax.pipeline import MODELS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_DEFAULT_SIZES = ("32x32", "64x64", "128x128")
+_DEFAULT_SIDES = (128, 256, 512)  # of results, as the networks make them
 _BITS = {8: np.uint8, 16: np.uint16}
 
 
@@ -64,7 +64,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--sizes",
         nargs="+",
         type=_size,
-        default=[_size(text) for text in _DEFAULT_SIZES],
         metavar="WxH",
         help="sizes of pictures; larger ones run in tiles (default: the canvases that need none)",
     )
@@ -136,7 +135,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _groups(upscaler: Any, args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
     """Images that stand for every program, whole canvases."""
-    canvases = dict.fromkeys(upscaler.canvas_of(*size) for size in args.sizes)
+    usual = [(side // upscaler.geometry.factor,) * 2 for side in _DEFAULT_SIDES]
+    canvases = dict.fromkeys(upscaler.canvas_of(*size) for size in args.sizes or usual)
     for canvas in canvases:
         most = upscaler.capacity(*canvas, args.batch)
         counts = {min(2**i, most) for i in range(most.bit_length() + 1)}
