@@ -1,12 +1,16 @@
 """Attention written as matrix products, whole and in blocks, against its definition."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
-from dossr_jax.models import layers
+from dossr_jax.models import attention as module
 
 
 def by_definition(q, k, v, causal=False):
@@ -30,10 +34,10 @@ def operands(n, m, dtype, heads=3, d=8):
 # 77 logits a block: one block, several full ones, and a last one that is padded.
 @pytest.mark.parametrize(("n", "m"), [(7, 11), (28, 11), (45, 11), (5, 200)])
 def test_plain_attention_is_attention(monkeypatch, dtype, tolerance, n, m):
-    monkeypatch.setattr(layers, "_BLOCK_LOGITS", 77)
+    monkeypatch.setattr(module, "_BLOCK_LOGITS", 77)
     with jax.enable_x64(dtype == "float64"):
         q, k, v = operands(n, m, dtype)
-        out = layers._plain_attention(q, k, v, causal=False)
+        out = module._plain_attention(q, k, v, causal=False)
         assert out.dtype == q.dtype
         np.testing.assert_allclose(
             np.asarray(out, np.float64), by_definition(q, k, v), atol=tolerance
@@ -42,13 +46,13 @@ def test_plain_attention_is_attention(monkeypatch, dtype, tolerance, n, m):
 
 def test_causal():
     q, k, v = operands(9, 9, "float32")
-    out = layers.attention(q, k, v, causal=True)
+    out = module.attention(q, k, v, causal=True)
     np.testing.assert_allclose(out, by_definition(q, k, v, causal=True), atol=2e-6)
 
 
 def test_images_may_share_their_keys():
     q, k, v = operands(6, 5, "float32")
-    shared = layers.attention(q, k[:1], v[:1])
+    shared = module.attention(q, k[:1], v[:1])
     repeated = by_definition(q, jnp.repeat(k[:1], 2, 0), jnp.repeat(v[:1], 2, 0))
     np.testing.assert_allclose(shared, repeated, atol=2e-6)
 
@@ -58,10 +62,10 @@ def test_blocks_have_the_same_gradient(monkeypatch):
         operand = operands(20, 11, "float64")
 
         def loss(q, k, v):
-            return (layers._plain_attention(q, k, v, causal=False) ** 2).sum()
+            return (module._plain_attention(q, k, v, causal=False) ** 2).sum()
 
         whole = jax.grad(loss, argnums=(0, 1, 2))(*operand)
-        monkeypatch.setattr(layers, "_BLOCK_LOGITS", 77)
+        monkeypatch.setattr(module, "_BLOCK_LOGITS", 77)
         blocks = jax.grad(loss, argnums=(0, 1, 2))(*operand)
         for a, b in zip(whole, blocks, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
@@ -70,14 +74,14 @@ def test_blocks_have_the_same_gradient(monkeypatch):
 def test_equals_the_library():
     q, k, v = operands(13, 17, "float32")
     np.testing.assert_allclose(
-        layers.attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
+        module.attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6
     )
 
 
 def test_the_platform_that_is_compiled_for_decides():
     """One function, exported for three platforms in one process: a CPU loops over blocks."""
     shape = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
-    attend = jax.jit(lambda q, k, v: layers.attention(q, k, v))
+    attend = jax.jit(lambda q, k, v: module.attention(q, k, v))
 
     def exported(*platforms):
         return export.export(attend, platforms=platforms)(shape, shape, shape).mlir_module()
@@ -86,3 +90,64 @@ def test_the_platform_that_is_compiled_for_decides():
     assert loops == {"cpu": True, "cuda": False, "tpu": False}
     together = exported("cpu", "cuda", "tpu")
     assert "stablehlo.while" in together and "stablehlo.case" in together
+
+
+def test_splash_attention_is_attention(monkeypatch):
+    """TPUs' kernel, interpreted; its gradients are the library's, to the bit."""
+    monkeypatch.setattr(module, "_SPLASH_BLOCK", 128)
+    q, k, v = operands(256, 384, "float32", heads=2, d=64)
+    interpreted = module._make_splash(2, 256, 384, interpret=True)
+    out = interpreted(q, k, v)
+    np.testing.assert_allclose(out, by_definition(q, k, v), atol=2e-6)
+
+    def loss(attend):
+        return jax.grad(lambda *qkv: (attend(*qkv) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    monkeypatch.setattr(module, "_make_splash", lambda *shape: interpreted)
+    for ours, theirs in zip(
+        loss(module.splash_attention), loss(jax.nn.dot_product_attention), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_tpus_take_splash_attention_for_many_positions():
+    attend = jax.jit(lambda q, k, v: module.attention(q, k, v))
+
+    def kernel(n, m, platform="tpu"):
+        q, k = (jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16) for length in (n, m))
+        text = export.export(attend, platforms=[platform])(q, k, k).mlir_module()
+        return "tpu_custom_call" in text
+
+    assert kernel(4096, 4096) and kernel(8192, 8192)
+    assert not kernel(4096, 77) and not kernel(2048, 2048) and not kernel(4100, 4100)
+    assert not kernel(4096, 4096, "cpu")
+
+
+ON_TWO_DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from test_attention import by_definition, module, operands
+
+module._SPLASH_BLOCK = 128
+operand = operands(256, 256, "float32", heads=2, d=64)
+attend = jax.jit(module._make_splash(2, 256, 256, interpret=True))
+mesh = Mesh(np.array(jax.devices()), ("data",))
+for spec in (PartitionSpec("data"), PartitionSpec(None, None, "data")):
+    split = jax.device_put(operand, NamedSharding(mesh, spec))
+    assert "all-gather" not in attend.lower(*split).compile().as_text()
+    out = attend(*split)
+    assert out.sharding.spec == spec and mesh.size == 2, out.sharding
+    np.testing.assert_allclose(out, by_definition(*operand), atol=2e-6)
+"""
+
+
+def test_devices_share_splash_attention():
+    """Each takes its part of the batch or of the heads; nothing is gathered."""
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", ON_TWO_DEVICES]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -14,7 +14,8 @@ import jax
 from flax import nnx
 
 from dossr_jax.config import TextConfig
-from dossr_jax.models.layers import Factory, LayerOptions, attention
+from dossr_jax.models.attention import attention
+from dossr_jax.models.layers import Factory, LayerOptions
 
 
 class TextBlock(nnx.Module):

@@ -12,7 +12,8 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import UNetConfig
-from dossr_jax.models.layers import Dtype, Factory, LayerOptions, ResBlock, attention
+from dossr_jax.models.attention import attention
+from dossr_jax.models.layers import Dtype, Factory, LayerOptions, ResBlock
 
 _RES_EPSILON = 1e-5
 _TRANSFORMER_EPSILON = 1e-6

@@ -10,11 +10,11 @@ from flax import nnx
 from jax import Array
 
 from dossr_jax.config import VAEConfig
+from dossr_jax.models.attention import attention
 from dossr_jax.models.layers import (
     Factory,
     LayerOptions,
     ResBlock,
-    attention,
     depth_to_space,
     space_to_depth,
 )
