@@ -50,7 +50,7 @@ def test_they_are_measured_at_scale_1(tmp_path, capsys):
     Image.fromarray(PHOTO).save(tmp_path / "hr" / "cat.png")
     run = ["--hr", tmp_path / "hr", "--preset", "inpaint", "--baselines", "input", "telea"]
     run = [*map(str, run), "--repeats", "0", "--metrics", "psnr_y"]
-    assert main([*run, "--scale", "1", "--output", str(tmp_path / "out")]) == 0
+    assert main([*run, "--output", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     scores = [row["mean"]["psnr_y"] for row in report["results"]]
     assert scores[1] > scores[0] + 5

@@ -178,8 +178,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(
                 f"baseline {method} does not enlarge; preset {args.preset} reduces by {scale}"
             )
-        if scale != options.picture_fields(args).get("scale", 4.0):
-            raise UserError(f"preset {args.preset} reduces by {scale}; give --scale {scale}")
+        if scale != vars(args).setdefault("scale", float(scale)):
+            raise UserError(f"preset {args.preset} reduces by {scale}; leave out --scale")
     if args.save_images and args.output is None:
         raise UserError("--save-images keeps them in --output; give it")
     if args.report is not None and args.output is None:
