@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from dossr_jax.image import (
     valid_part,
 )
 from dossr_jax.method import Controls, Noise, Restoration
+from dossr_jax.models.attention import for_one_device
 from dossr_jax.smooth_areas import keep_smooth_areas
 from dossr_jax.systems import Run, system_of
 from dossr_jax.tiling import tiled
@@ -46,7 +48,7 @@ class Layout:
     canvases. `unit`: pixels of the result per unit. `tile_batch` tiles run together. `guided`:
     classifier-free guidance. Without `diffuse` the pre-restored image is the result. `stages`:
     return the pre-restored and the decoded image, too. `keep`: return all intermediate results, as
-    floats. `shard` splits batches (of tiles, or of images where there are no tiles) over devices.
+    floats. `shard` splits batches (of tiles, or of images where there are no tiles) over `devices`.
     """
 
     tile: int | None = None
@@ -61,6 +63,7 @@ class Layout:
     stages: bool = False
     keep: bool = False
     shard: NamedSharding | None = None
+    devices: int
 
 
 class _HashedOnce(nnx.GraphDef):
@@ -200,7 +203,8 @@ def restore(
         diffuse=layout.diffuse,
         keep_path=layout.keep,
     )
-    restored = system.restore(model, lr, run)
+    with for_one_device() if layout.devices == 1 else nullcontext():
+        restored = system.restore(model, lr, run)
     if layout.keep:
         return restored
     if owned is not None:

@@ -82,7 +82,7 @@ def networks():
 def run(networks, lr: np.ndarray, *, keep: bool = False, fidelity: float = 0.0, **sampler):
     """The production program on canvases (b, h, w, 3 or 4) without tiles."""
     graphdef, state = networks
-    layout = Layout(color_fix="wavelet", unit=8, keep=keep)
+    layout = Layout(color_fix="wavelet", unit=8, keep=keep, devices=1)
     options = SamplerConfig(steps=3, **sampler)
     table = cast(pad_table(make_table(make_schedule(TINY.process), options), 4), "f4")
     size = np.tile(np.int32(lr.shape[1:3]), (len(lr), 1))

@@ -97,7 +97,7 @@ def test_a_program_of_other_code_is_left_alone(model, exported, monkeypatch, unt
 
 
 def test_descriptions_differ_where_programs_do():
-    layout, shape = Layout(color_fix="none"), jax.ShapeDtypeStruct((1, 2), np.float32)
+    layout, shape = Layout(color_fix="none", devices=1), jax.ShapeDtypeStruct((1, 2), np.float32)
 
     def key(name="restore", about="float32", layout=layout, shape=shape, platform="cpu"):
         return files.key_of(

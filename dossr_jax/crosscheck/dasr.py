@@ -170,7 +170,7 @@ class Runner(runner.Runner):
     def _levels(self, entry: Entry) -> Array:
         """What is saved, by the program of `dossr-restore`."""
         image = self.image(f"in_{entry.match['image']}")
-        restored = self.restore(self.model, Layout(color_fix="none", keep=True), image)
+        restored = self.restore(self.model, Layout(color_fix="none", keep=True, devices=1), image)
         return pixels_to_levels(restored.result)
 
 

@@ -266,7 +266,7 @@ class Runner(runner.Runner):
         table = solver.cast(chain.table(self.folder), self.dtype)
         return self.restore(
             self.model,
-            Layout(color_fix="none", keep=True),
+            Layout(color_fix="none", keep=True, devices=1),
             jnp.asarray(canvases, self.dtype),
             (sides[0], sides[1]),
             # There is no posterior to draw from.

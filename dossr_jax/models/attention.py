@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
@@ -112,67 +111,44 @@ _SPLASH_POSITIONS = 4096
 _SPLASH_BLOCK = 512
 
 
+_one_device: ContextVar[bool] = ContextVar("one_device", default=False)
+
+
 def suits_splash(q: Array, k: Array) -> bool:
     """Whether there are many positions, which fill the kernel's blocks, of small heads."""
     lengths = q.shape[1], k.shape[1]
-    if q.dtype == jnp.float64 or q.shape[-1] > 128:
+    if not _one_device.get() or q.shape[-1] > 128:
         return False
     return min(lengths) >= _SPLASH_POSITIONS and not any(n % _SPLASH_BLOCK for n in lengths)
 
 
-@jax.custom_vjp
-def splash_attention(q: Array, k: Array, v: Array) -> Array:
-    """:func:`attention` by JAX's splash kernel for TPUs, which writes no logits.
+@contextmanager
+def for_one_device() -> Iterator[None]:
+    """What is traced herein becomes a program for one device: it may use splash attention.
 
-    Devices among which batch or heads are divided each take their own part. Gradients are those of
-    XLA's attention, computed anew.
+    XLA divides programs among devices, but not this kernel.
     """
-    return _make_splash(q.shape[2], q.shape[1], k.shape[1])(q, k, v)
+    token = _one_device.set(True)
+    try:
+        yield
+    finally:
+        _one_device.reset(token)
 
 
-def _splash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-    return splash_attention(q, k, v), (q, k, v)
-
-
-def _splash_backward(operands: Any, gradient: Array) -> tuple[Array, Array, Array]:
-    return jax.vjp(jax.nn.dot_product_attention, *operands)[1](gradient)
-
-
-splash_attention.defvjp(_splash_forward, _splash_backward)
-
-
-@functools.cache
-def _make_splash(heads: int, n: int, m: int, *, interpret: bool = False) -> Callable[..., Array]:
-    """The kernel for queries (b, n, heads, d) and keys (b, m, heads, d)."""
+def splash_attention(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
+    """:func:`attention` by JAX's splash kernel for TPUs, which writes no logits."""
     # Imported where a program is made for TPUs: it takes a while.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    mask = splash.FullMask((q.shape[1], k.shape[1]))
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mha(
-            splash.MultiHeadMask([splash.FullMask((n, m))] * heads),
+            splash.MultiHeadMask([mask] * q.shape[2]),
             block_sizes=splash.BlockSizes(block_q=_SPLASH_BLOCK, block_kv=_SPLASH_BLOCK),
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
         )
-    tables, tree = jax.tree.flatten(jax.tree.map(np.asarray, kernel))
-
-    # A partitioned function may hold no constants: the kernel's tables are arguments.
-    def run(q: Array, k: Array, v: Array, *tables: Array) -> Array:
-        kernel = jax.tree.unflatten(tree, tables)
-        q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
-        return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)
-
-    def partition(mesh: Any, shapes: Any, result: Any) -> Any:
-        """Split as the queries are, along batch and heads."""
-        batch, _, heads, _ = (*shapes[0].sharding.spec, *[None] * 4)[:4]
-        sharding = NamedSharding(mesh, PartitionSpec(batch, None, heads, None))
-        whole = NamedSharding(mesh, PartitionSpec())
-        return mesh, run, sharding, (*[sharding] * 3, *[whole] * len(tables))
-
-    partitioned = custom_partitioning(run)
-    whole = "".join(f", x{i} y{i} z{i}" for i in range(len(tables)))
-    partitioned.def_partition(
-        partition=partition, sharding_rule=f"b n h d, b m h d, b m h d{whole} -> b n h d"
-    )
-    return lambda q, k, v: partitioned(q, k, v, *tables)
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    out: Any = jax.vmap(kernel)(q, k, v)
+    return jnp.swapaxes(out, 1, 2)

@@ -90,6 +90,7 @@ class Networks:
             guided=self.system.guided(settings),
             truncate=settings.truncate,
             diffuse=settings.diffuse,
+            devices=self.limits.devices,
             **more,
         )
 

@@ -148,6 +148,7 @@ def restore_program(
             color_fix=settings.sampler.color_fix,
             guided=system.guided(settings),
             unit=geometry.unit,
+            devices=len(devices),
         )
         lr, sizes, noise = batch
         tiles, count, table, controls = arguments

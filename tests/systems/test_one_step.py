@@ -215,7 +215,7 @@ class Ours:
         lr, noise = jnp.asarray(lr, self.dtype), jnp.asarray(noise, self.dtype)
         kept = restore(
             self.graphdef,
-            Layout(color_fix="adain", guided=bool(scales), keep=True),
+            Layout(color_fix="adain", guided=bool(scales), keep=True, devices=1),
             self.state,
             lr,
             jnp.array([lr.shape[1:3]], jnp.int32),

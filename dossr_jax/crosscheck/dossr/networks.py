@@ -173,7 +173,7 @@ class Runner(runner.Runner):
         if run.source == "stored" or run.prefix:  # compiling it at one resolution is enough
             pre = self.encoded(run.prefix, run.source)["pre"]
             model.rrdb = cast(Any, StoredImage)(pre)
-        layout = Layout(color_fix="wavelet", guided=run.cfg is not None, keep=True)
+        layout = Layout(color_fix="wavelet", guided=run.cfg is not None, keep=True, devices=1)
         # Padded to the longest run, so that one program serves all of them.
         options = arguments(self, run, self.table, rows=self.longest[run.prefix])
         return self.restore(model, layout, self.image(f"{run.prefix}lr"), **options)
