@@ -156,6 +156,7 @@ ALLOWED = {
     },
     "folder": {
         "commands",
+        "config",
         "errors",
         "files",
         "image_io",
@@ -168,6 +169,7 @@ ALLOWED = {
     "together": {"engines", "errors", "folder", "options", "parallel", "pipeline"},
     "cli": {
         "commands",
+        "config",
         "engines",
         "errors",
         "files",
