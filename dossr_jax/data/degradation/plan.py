@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     last_resize: Resize
     sinc: Blur
     jpeg_last: jax.Array  # bool: the last JPEG comes after the last resize and the sinc filter
-    holes: Holes | None  # of presets that have some
+    holes: Holes | None = None  # of presets that have some
 
 
 def draw_plan(key: jax.Array, presets: Sequence[Preset], shape: tuple[int, int]) -> Plan:
