@@ -113,7 +113,7 @@ def test_items_are_images_or_dicts_of_them():
         ({"image": PICTURES[0]}, "hr is NoneType"),
         (PICTURES[0] / 255, "hr is float64; give an array"),
         (PICTURES[0][..., 0], r"hr has shape \(20, 24\)"),
-        ({"hr": PICTURES[0], "lr": PICTURES[0]}, "not exactly 4 times as large"),
+        ({"hr": PICTURES[0], "lr": PICTURES[0][:-4]}, "neither exactly 4 times as large"),
     ],
 )
 def test_items_of_another_kind_are_refused(item, message):

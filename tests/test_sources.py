@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from helpers.pictures import names_for, picture, quarter, save
 
+from dossr_jax.config import DataConfig
 from dossr_jax.data import prepare
+from dossr_jax.data.pipeline import Batches
 from dossr_jax.data.sources import Prepared, held_out, list_images, open_source
+from dossr_jax.data.tiles import cut
 from dossr_jax.errors import UserError
 
 
@@ -128,6 +131,25 @@ def test_pairs_of_wrong_sizes_are_named(tmp_path):
     save(tmp_path / "LR/a.png", picture(10, 10))
     with pytest.raises(UserError, match="HR/a.png is 44x40, LR/a.png 10x10"):
         list_images(tmp_path)
+    for name in "bc":  # most pairs have one size
+        save(tmp_path / f"HR/{name}.png", picture(12, 16))
+        save(tmp_path / f"LR/{name}.png", picture(12, 16))
+    with pytest.raises(
+        UserError, match="1 HR images are not of the size of their LR partners: HR/a"
+    ):
+        list_images(tmp_path)
+
+
+def test_pairs_of_one_size_are_cut_alike(tmp_path):
+    for name in ("HR/a.png", "LR/a.png"):
+        save(tmp_path / name, picture(40, 44))
+    record = list_images(tmp_path)[0]
+    assert record.scale == 1
+    config = DataConfig(crop=16, batch=2, workers=0)
+    batch = next(Batches(list_images(tmp_path), config, seed=0))
+    np.testing.assert_array_equal(batch["hr"], batch["lr"])
+    for tile in cut(record, 16):
+        np.testing.assert_array_equal(tile.hr, tile.lr)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -77,9 +77,10 @@ def _crop(config: DataConfig, record: Record, rng: np.random.Generator) -> dict[
     height, width = record.hr.shape[:2]
     if record.lr is not None:
         # Not scaled: that would change the very degradation that the pair is there to show.
-        low = crop // SCALE
-        y, x = rng.integers(height // SCALE - low + 1), rng.integers(width // SCALE - low + 1)
-        top, left = SCALE * y, SCALE * x
+        scale = record.scale
+        low = crop // scale
+        y, x = rng.integers(height // scale - low + 1), rng.integers(width // scale - low + 1)
+        top, left = scale * y, scale * x
         crops = {
             "hr": record.hr[top : top + crop, left : left + crop],
             "lr": record.lr[y : y + low, x : x + low],
@@ -103,8 +104,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over the batches of one process; never ends.
 
     A batch is a dict of `hr` uint8 (b, crop, crop, 3), in paired data also `lr` uint8
-    (b, crop/4, crop/4, 3), where they were made beforehand `pre` uint8 as `hr`, and `id` uint32
-    (b,), the samples' numbers modulo 2^32. If a batch of
+    (b, crop/4, crop/4, 3) or as `hr`, where they were made beforehand `pre` uint8 as `hr`, and `id`
+    uint32 (b,), the samples' numbers modulo 2^32. If a batch of
     `config.batch` samples starts at sample s, process p of P gets samples s + p*b to
     s + p*b + b - 1, where b = config.batch / P.
 

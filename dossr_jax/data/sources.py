@@ -29,7 +29,9 @@ from dossr_jax.errors import UserError
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+# HR side by LR side of pairs that were prepared, and of those that are read.
 SCALE = 4
+SCALES = (SCALE, 1)
 SPLITS = ("train", "validation")
 INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
 IMAGES = ("hr", "image", "lr", "pre")  # features; `image` where there is no `hr`
@@ -48,7 +50,7 @@ _LISTED = 5  # file names in a message
 
 
 class Record(NamedTuple):
-    """One image: `hr` (h, w, 3) uint8 and, in paired data, `lr` (h/4, w/4, 3) uint8.
+    """One image: `hr` (h, w, 3) uint8 and, in paired data, `lr` (h/4, w/4, 3) or as `hr`.
 
     `pre` (h, w, 3) uint8 is the pre-restored image, where it was made beforehand.
     """
@@ -57,6 +59,11 @@ class Record(NamedTuple):
     hr: np.ndarray
     lr: np.ndarray | None
     pre: np.ndarray | None = None
+
+    @property
+    def scale(self) -> int:
+        """HR side by LR side; 1 without LR."""
+        return 1 if self.lr is None else max(1, len(self.hr) // len(self.lr))
 
 
 class Source(Protocol):
@@ -245,7 +252,7 @@ def _side_of(name: str) -> tuple[Side | None, str]:
 
 
 def _check_pairs(pairs: Images) -> None:
-    def wrong(entry: tuple[str, str | None]) -> str | None:
+    def sizes_of(entry: tuple[str, str | None]) -> list[tuple[int, int]] | None:
         sizes = []
         for name in entry:
             try:
@@ -253,17 +260,25 @@ def _check_pairs(pairs: Images) -> None:
                     sizes.append(image.size)
             except Exception:  # Reading skips damaged files.
                 return None
-        (width, height), (low_width, low_height) = sizes
-        if (width, height) == (SCALE * low_width, SCALE * low_height):
-            return None
-        return f"{entry[0]} is {width}x{height}, {entry[1]} {low_width}x{low_height}"
+        return sizes
 
     with ThreadPoolExecutor() as pool:
-        bad = [message for message in pool.map(wrong, pairs.entries) if message]
-    if bad:
+        sizes = list(pool.map(sizes_of, pairs.entries))
+    read = [(entry, both) for entry, both in zip(pairs.entries, sizes, strict=True) if both]
+    unfit = {
+        scale: [
+            f"{entry[0]} is {hr[0]}x{hr[1]}, {entry[1]} {lr[0]}x{lr[1]}"
+            for entry, (hr, lr) in read
+            if hr != (scale * lr[0], scale * lr[1])
+        ]
+        for scale in SCALES
+    }
+    scale = min(SCALES, key=lambda scale: len(unfit[scale]))
+    if bad := unfit[scale]:
+        size = f"exactly {scale} times as large as" if scale > 1 else "of the size of"
         raise UserError(
-            f"{pairs.path}: {len(bad)} HR images are not exactly {SCALE} times as large as their "
-            f"LR partners: {listed(bad)}; crop or remove them"
+            f"{pairs.path}: {len(bad)} HR images are not {size} their LR partners: {listed(bad)}; "
+            "crop or remove them"
         )
 
 
@@ -380,8 +395,11 @@ def _decode(data: bytes) -> np.ndarray:
 def checked(record: Record, path: Path) -> Record:
     """The record; UserError where its images do not fit each other."""
     hr, lr = record.hr, record.lr
-    if lr is not None and hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
-        raise UserError(f"{path}: not exactly {SCALE} times as large as its LR partner; crop it")
+    if lr is not None and hr.shape not in [(s * lr.shape[0], s * lr.shape[1], 3) for s in SCALES]:
+        raise UserError(
+            f"{path}: neither exactly {SCALE} times as large as its LR partner nor of its size; "
+            "crop it"
+        )
     if record.pre is not None and (lr is None or record.pre.shape != hr.shape):
         raise UserError(f"{path}: its pre-restored image fits no LR and HR image; prepare it anew")
     return record

@@ -89,7 +89,7 @@ def cut(record: Record, side: int) -> Iterator[Record]:
 
     They lie on an even grid with as little overlap as possible.
     """
-    unit = 1 if record.lr is None else SCALE
+    unit = record.scale
     low = side // unit
     grid = [_starts(length // unit, low) for length in record.hr.shape[:2]]
     for y, x in itertools.product(*grid):
