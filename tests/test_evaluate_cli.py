@@ -192,7 +192,10 @@ def test_without_ground_truth_only_niqe(tmp_path, capsys):
         (["{d}/sr", "--metrics", "psnr_y"], ["--hr"]),
         (["--hr", "{d}/hr", "--baselines", "bicubic"], ["--lr"]),
         (["--hr", "{d}/hr", "--preset", "x", "--baselines", "bicubic"], ["realesrgan"]),
-        (["--hr", "{d}/hr", "--preset", "deblur", "--baselines", "bicubic"], ["--scale 1"]),
+        (
+            ["--hr", "{d}/hr", "--preset", "deblur", "--baselines", "bicubic", "--scale", "2"],
+            ["leave out --scale"],
+        ),
         (["--lr", "{d}/lr", "--hr", "{d}/hr", "--baselines", "ddim-5"], ["--model"]),
         (["--lr", "{d}/lr", "--hr", "{d}/hr", "--baselines", "ddim-6"], ["ddim-5"]),
         (["--lr", "{d}/lr", "--model", "x", "--baselines", "autoencoder"], ["--hr"]),
