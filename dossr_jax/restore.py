@@ -186,12 +186,13 @@ def restore(
         return jax.lax.with_sharding_constraint(batch, layout.shard)
 
     system = system_of(model.config)
-    factor = system.geometry(model.config).factor
     dtype = jnp.uint16 if lr.dtype == jnp.uint16 else jnp.uint8
     lr, eta_map = levels_to_pixels(lr), None
     if lr.shape[-1] == 4:
         lr, eta_map = lr[..., :3], lr[..., 3:]
-        controls = controls and hold(controls, eta_map, layout.unit // factor)
+        controls = controls and hold(
+            controls, eta_map, layout.unit // system.geometry(model.config).factor
+        )
     run = Run(
         size=size,
         apply=method.whole if layout.tile is None else over_tiles,
@@ -207,6 +208,7 @@ def restore(
         restored = system.restore(model, lr, run)
     if layout.keep:
         return restored
+    factor = restored.result.shape[1] // lr.shape[1]
     if owned is not None:
         pair = restored.decoded, restored.pre_restored
         return jnp.stack([moments(image, factor * owned) for image in pair], axis=1)

@@ -78,7 +78,7 @@ def run_stages(
 
     model: Any = nnx.merge(graphdef, state)
     system = system_of(model.config)
-    factor = system.geometry(model.config).factor
+    factor = run.result.shape[1] // lr.shape[1]
 
     def kept(image: Array) -> Array:
         return keep_area_means(image, pixels, size) if system.keeps_areas(model.config) else image

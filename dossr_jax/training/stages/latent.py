@@ -93,8 +93,7 @@ def sample_images(
     """
     config, system = model.config, system_of(model.config)
     assert system.table is not None
-    factor, (height, width) = system.geometry(config).factor, inputs.hr.shape[1:3]
-    size = jnp.array([height // factor, width // factor], jnp.int32)
+    size = jnp.array(inputs.lr.shape[1:3], jnp.int32)
     run = Run(
         size=jnp.broadcast_to(size, (len(inputs.hr), 2)),
         apply=method.whole,
