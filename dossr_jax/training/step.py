@@ -54,7 +54,8 @@ def make_inputs(config: TrainConfig, mesh: Mesh) -> Callable[[Array, Batch], Inp
         keys = jax.vmap(lambda number: jax.random.fold_in(seed_key, number))(batch["id"])
         hr = jnp.asarray(batch["hr"], jnp.float32) / 255
         if "lr" in batch:
-            stage.check_scale(config, hr.shape[1] // batch["lr"].shape[1])
+            if stage.needs_lr:
+                stage.check_scale(config, hr.shape[1] // batch["lr"].shape[1])
             lr = jnp.asarray(batch["lr"], jnp.float32) / 255
         elif stage.needs_lr:
             lr = degrade(fold(keys, Draw.DEGRADE), hr)

@@ -249,9 +249,8 @@ def test_diffusers_samples_what_we_sample(model, back):
     def ours(model, x_lr, hint, start, noise):
         controls = method.Controls(context=model.context[...])
         condition = method.Condition(x_lr, hint)
-        denoise = method.make_denoiser(
-            method.make_predict(model, controls, False), condition, 0.0, "eps"
-        )
+        predict = method.make_predict(model, controls, False, jnp.asarray(table.rows.t))
+        denoise = method.make_denoiser(predict, condition, 0.0, "eps")
         stored = method.StoredNoise(start, start, noise)
         return method.run_solver(denoise, condition, start, shape, table=table, noise=stored)[0]
 
