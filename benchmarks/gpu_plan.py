@@ -54,10 +54,10 @@ def measure(batch: int, target: Any) -> dict[str, Any]:
 def program_digest() -> str:
     """A digest of the restore program at batch 1, without what only names things.
 
-    Lowered for a TPU, which needs no plugin: but for attention the program is that of a GPU.
+    Lowered for AMD's GPUs, which needs no plugin: but for attention it is NVIDIA's program.
     """
     program = make_program(jax.devices("cpu")[:1], 1)
-    text = program.trace().lower(lowering_platforms=("tpu",)).as_text()
+    text = program.trace().lower(lowering_platforms=("rocm",)).as_text()
     return hashlib.sha256(re.sub(r"\bloc\(.*\)|@[\w.$]+", "", text).encode()).hexdigest()
 
 
