@@ -165,7 +165,7 @@ def measure_parts(
     for name, part in make_parts(model, batch, size).items():
         call, arrays = jitted(part.fn, model), jax.device_put(part.arrays)
         times = alternate({"run": lambda call=call, arrays=arrays: call(*arrays)}, repeats)["run"]
-        flops = count_flops(call.trace(*part.arrays), "tpu")  # pyright: ignore
+        flops = count_flops(call.trace(*part.arrays))  # pyright: ignore
         yield {
             "part": name,
             "batch": batch,
