@@ -54,6 +54,10 @@ def test_they_are_measured_at_scale_1(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     scores = [row["mean"]["psnr_y"] for row in report["results"]]
     assert scores[1] > scores[0] + 5
+    # One result alone is compared with what it was made from, which has a channel for holes.
+    page = tmp_path / "page.html"
+    telea = [*run[:4], "--baselines", "telea", "--repeats", "0", "--html", str(page)]
+    assert main([*telea, "--metrics", "psnr_y"]) == 0 and "LR" in page.read_text()
     assert main([*run, "--preset", "light"]) == 2
     assert "baseline input does not enlarge" in capsys.readouterr().err
 

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise UserError for options that do not go together."""
+    """Raise UserError for options that do not go together; a preset says the scale."""
     restores = args.model is not None or bool(args.baselines)
     needs_model = [name for name in args.baselines if name not in candidates.WITHOUT_MODEL]
     candidates.check_baselines(args.baselines)

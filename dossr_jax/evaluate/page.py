@@ -113,7 +113,7 @@ def _details(
     if name in images.names and all(r.name != _BICUBIC for r, _ in found):
         lr = _read(images.input, name)
         if lr is not None:
-            shown.insert(0, (_LR, resample(lr, *shape[:2]), ""))
+            shown.insert(0, (_LR, resample(lr[..., :3], *shape[:2]), ""))
     compared = [image for r, image in found if r.name != _BICUBIC]
     if hr is not None:
         shown.append(("HR", hr, ""))

@@ -31,7 +31,7 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
         return plain(q, k, v)
     library = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
     cuda = _cudnn_attention if _suits_cudnn(q) and _finds_cudnn() else library
-    tpu = library if causal or not suits_splash(q, k) else splash_attention
+    tpu = library if causal or not _suits_splash(q, k) else splash_attention
     # The platform that the program is compiled for decides, not the one at hand while tracing.
     return jax.lax.platform_dependent(
         q, k, v, cpu=plain, cuda=functools.partial(cuda, is_causal=causal), tpu=tpu, default=library
@@ -110,11 +110,10 @@ def _finds_cudnn() -> bool:
 _SPLASH_POSITIONS = 4096
 _SPLASH_BLOCK = 512
 
-
 _one_device: ContextVar[bool] = ContextVar("one_device", default=False)
 
 
-def suits_splash(q: Array, k: Array) -> bool:
+def _suits_splash(q: Array, k: Array) -> bool:
     """Whether there are many positions, which fill the kernel's blocks, of small heads."""
     lengths = q.shape[1], k.shape[1]
     if not _one_device.get() or q.shape[-1] > 128:
@@ -136,8 +135,13 @@ def for_one_device() -> Iterator[None]:
 
 
 def splash_attention(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
-    """:func:`attention` by JAX's splash kernel for TPUs, which writes no logits."""
-    # Imported where a program is made for TPUs: it takes a while.
+    """:func:`attention`, not causal, by JAX's splash kernel for TPUs, which writes no logits.
+
+    Args:
+      q: (b, n, heads, d). k, v: (b, m, heads, d); n and m are multiples of 512, d up to 128.
+      interpret: run it on any platform, slowly, as tests do.
+    """
+    # Imported where there are so many positions: it takes a while.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     mask = splash.FullMask((q.shape[1], k.shape[1]))
